@@ -1,0 +1,106 @@
+"""LIR kernels -> LLVM IR -> object code, one function for each distinct kernel.
+
+What is compiled is kept on disk by content: the kernels, the target, the version of LLVM and of this backend. Next:
+`object_cache.py`, `module.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rlx.backends.cpu import kernels
+from rlx.backends.cpu.emit import I64, PTR, Emit, Val, ir, set_width
+from rlx.backends.cpu.kernels.registry import Body, find
+from rlx.backends.cpu.native import emit_runtime
+from rlx.backends.cpu.target import Target
+from rlx.core.text import print_attrs
+from rlx.lir.program import Kernel
+
+_ = kernels.FAMILIES  # importing them fills the table
+
+
+def function_name(index: int, kernel: Kernel) -> str:
+    """The symbol of a kernel."""
+    return f"k{index}_{kernel.op}_{kernel.variant}"
+
+
+def emit_module(kernels_: Sequence[Kernel], target: Target) -> str:
+    """The LLVM IR of all kernels and of the native runtime, before optimisation."""
+    module: Any = ir.Module("rlx", context=ir.Context())
+    module.triple = target.triple
+    for index, kernel in enumerate(kernels_):
+        _emit_kernel(module, function_name(index, kernel), kernel, target)
+    emit_runtime(module, target)
+    return str(module)
+
+
+def _emit_kernel(module: Any, name: str, kernel: Kernel, target: Target) -> None:
+    type_ = ir.FunctionType(ir.VoidType(), [PTR, PTR, I64, I64, PTR])
+    function = ir.Function(module, type_, name)
+    set_width(function, target)
+    entry, start = function.append_basic_block("entry"), function.append_basic_block("start")
+    e = Emit(module, ir.IRBuilder(start), target, entry)
+    body = Body(e, *(Val(e, argument) for argument in function.args))
+    find(kernel.op, kernel.variant).build(body, kernel.settings)
+    e.b.ret_void()
+    with e.b.goto_block(entry):
+        e.b.branch(start)
+
+
+@cache
+def backend_version() -> str:
+    """A digest of the sources of this backend and of LLVM's version: what else decides the code."""
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    digest = hashlib.sha256(f"{llvmlite.__version__} {llvm.llvm_version_info}".encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_key(kernels_: Sequence[Kernel], target: Target) -> str:
+    """The content address of the object that `compile_module` gives."""
+    text = "\n".join(f"{k.op}.{k.variant} {print_attrs(k.settings)}" for k in kernels_)
+    return hashlib.sha256(f"{backend_version()}\n{target.key}\n{text}".encode()).hexdigest()[:32]
+
+
+def target_machine(target: Target) -> Any:
+    """LLVM's machine for a target."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    description = llvm.Target.from_triple(target.triple)
+    return description.create_target_machine(cpu=target.cpu, features=target.features, opt=2, jit=True, reloc="pic")
+
+
+def optimise(text: str, machine: Any) -> Any:
+    """LLVM's module after its optimiser. Kernels are vectors already, so the vectorisers are off."""
+    import llvmlite.binding as llvm
+
+    module = llvm.parse_assembly(text)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    options.loop_unrolling = False
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+    return module
+
+
+def compile_module(kernels_: Sequence[Kernel], target: Target) -> bytes:
+    """Object code for the kernels."""
+    machine = target_machine(target)
+    return bytes(machine.emit_object(optimise(emit_module(kernels_, target), machine)))
+
+
+def assembly(kernels_: Sequence[Kernel], target: Target) -> str:
+    """The machine code as text."""
+    machine = target_machine(target)
+    return str(machine.emit_assembly(optimise(emit_module(kernels_, target), machine)))

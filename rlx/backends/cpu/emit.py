@@ -1,0 +1,485 @@
+"""A small typed emitter over llvmlite, so that a kernel reads like its algorithm.
+
+`Val` wraps an SSA value with operators (lane by lane for vectors). `Emit` has loops and conditions as context managers,
+mutable variables, loads and stores, and the vector primitives whose form depends on the target (`fma`, `dot4`,
+`half_to_float`). Vectors of 16 lanes are used everywhere; LLVM splits them where registers are narrower.
+Next: `kernels/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import llvmlite.ir as _ir
+
+from rlx.backends.cpu.target import Target
+from rlx.errors import CompileError
+
+ir: Any = _ir  # llvmlite has no types of its own
+
+LANES = 16
+F32, F64, I64, I32, I16, I8, I1 = (
+    ir.FloatType(),
+    ir.DoubleType(),
+    ir.IntType(64),
+    ir.IntType(32),
+    ir.IntType(16),
+    ir.IntType(8),
+    ir.IntType(1),
+)
+F16 = ir.HalfType()
+PTR = ir.PointerType()
+
+
+def vec(element: Any, lanes: int = LANES) -> Any:
+    """The vector type of `lanes` elements; the element type itself for one lane."""
+    return element if lanes == 1 else ir.VectorType(element, lanes)
+
+
+VF, VI = vec(F32), vec(I32)
+
+
+@dataclass(frozen=True, slots=True)
+class Val:
+    """An SSA value with operators. Python numbers on the other side become constants of the same type."""
+
+    e: Emit
+    v: Any
+
+    @property
+    def type(self) -> Any:
+        """The LLVM type."""
+        return self.v.type
+
+    @property
+    def element(self) -> Any:
+        """The type of a lane."""
+        return self.type.element if isinstance(self.type, ir.VectorType) else self.type
+
+    @property
+    def is_float(self) -> bool:
+        """Whether lanes are floating point."""
+        return isinstance(self.element, (ir.FloatType, ir.DoubleType, ir.HalfType))
+
+    def _arith(self, other: Val | float, on_float: str, on_int: str) -> Val:
+        right = self.e.like(other, self)
+        return Val(self.e, getattr(self.e.b, on_float if self.is_float else on_int)(self.v, right.v))
+
+    def __add__(self, other: Val | float) -> Val:
+        return self._arith(other, "fadd", "add")
+
+    def __sub__(self, other: Val | float) -> Val:
+        return self._arith(other, "fsub", "sub")
+
+    def __mul__(self, other: Val | float) -> Val:
+        return self._arith(other, "fmul", "mul")
+
+    def __truediv__(self, other: Val | float) -> Val:
+        return self._arith(other, "fdiv", "sdiv")
+
+    def __floordiv__(self, other: Val | int) -> Val:
+        return self._arith(other, "fdiv", "sdiv")
+
+    def __mod__(self, other: Val | int) -> Val:
+        return self._arith(other, "frem", "srem")
+
+    def __and__(self, other: Val | int) -> Val:
+        return self._arith(other, "and_", "and_")
+
+    def __or__(self, other: Val | int) -> Val:
+        return self._arith(other, "or_", "or_")
+
+    def __xor__(self, other: Val | int) -> Val:
+        return self._arith(other, "xor", "xor")
+
+    def __lshift__(self, other: Val | int) -> Val:
+        return self._arith(other, "shl", "shl")
+
+    def __rshift__(self, other: Val | int) -> Val:
+        """A logical shift; `shift_right_signed` keeps the sign."""
+        return self._arith(other, "lshr", "lshr")
+
+    def shift_right_signed(self, other: Val | int) -> Val:
+        """An arithmetic shift."""
+        return self._arith(other, "ashr", "ashr")
+
+    def __neg__(self) -> Val:
+        return Val(self.e, self.e.b.fneg(self.v)) if self.is_float else self.e.like(0, self) - self
+
+    def _compare(self, operator: str, other: Val | float) -> Val:
+        right, b = self.e.like(other, self), self.e.b
+        compare = b.fcmp_ordered if self.is_float else b.icmp_signed
+        return Val(self.e, compare(operator, self.v, right.v))
+
+    def __lt__(self, other: Val | float) -> Val:
+        return self._compare("<", other)
+
+    def __le__(self, other: Val | float) -> Val:
+        return self._compare("<=", other)
+
+    def __gt__(self, other: Val | float) -> Val:
+        return self._compare(">", other)
+
+    def __ge__(self, other: Val | float) -> Val:
+        return self._compare(">=", other)
+
+    def equals(self, other: Val | float) -> Val:
+        """Lane-wise equality (`==` is kept for Python's identity)."""
+        return self._compare("==", other)
+
+    def bitcast(self, type_: Any) -> Val:
+        """The same bits under another type."""
+        return self if self.type == type_ else Val(self.e, self.e.b.bitcast(self.v, type_))
+
+    def _convert(self, method: str, element: Any) -> Val:
+        lanes = self.type.count if isinstance(self.type, ir.VectorType) else 1
+        type_ = vec(element, lanes)
+        return self if self.type == type_ else Val(self.e, getattr(self.e.b, method)(self.v, type_))
+
+    def sext(self, element: Any) -> Val:
+        """Sign-extend each lane."""
+        return self._convert("sext", element)
+
+    def zext(self, element: Any) -> Val:
+        """Zero-extend each lane."""
+        return self._convert("zext", element)
+
+    def trunc(self, element: Any) -> Val:
+        """Truncate each lane."""
+        return self._convert("trunc", element)
+
+    def to_float(self, element: Any = F32) -> Val:
+        """Signed integer to floating point."""
+        return self._convert("sitofp", element)
+
+    def to_int(self, element: Any = I32) -> Val:
+        """Floating point to signed integer, towards zero."""
+        return self._convert("fptosi", element)
+
+    def fpext(self, element: Any) -> Val:
+        """A wider floating-point type."""
+        return self._convert("fpext", element)
+
+    def fptrunc(self, element: Any) -> Val:
+        """A narrower floating-point type."""
+        return self._convert("fptrunc", element)
+
+
+@dataclass(frozen=True, slots=True)
+class Var:
+    """A mutable variable; LLVM turns it into registers."""
+
+    e: Emit
+    slot: Any
+    type: Any
+
+    def get(self) -> Val:
+        """Its value now."""
+        return Val(self.e, self.e.b.load(self.slot, typ=self.type))
+
+    def set(self, value: Val | float) -> None:
+        """Give it another value."""
+        self.e.b.store(self.e.typed(value, self.type).v, self.slot)
+
+
+@dataclass(slots=True)
+class Emit:
+    """Emits the body of one function."""
+
+    module: Any
+    b: Any
+    target: Target
+    entry: Any
+
+    # ---- constants ----
+
+    def typed(self, value: Val | float, type_: Any) -> Val:
+        """A Python number as a constant of `type_` (all lanes), or the value itself."""
+        if isinstance(value, Val):
+            if value.type != type_:
+                raise CompileError("the emitter mixes types", found=str(value.type), expected=str(type_))
+            return value
+        if isinstance(type_, ir.VectorType):
+            element = self._scalar(value, type_.element)
+            return Val(self, ir.Constant(type_, [element] * type_.count))
+        return Val(self, ir.Constant(type_, self._scalar(value, type_)))
+
+    @staticmethod
+    def _scalar(value: float, type_: Any) -> float:
+        return float(value) if isinstance(type_, (ir.FloatType, ir.DoubleType, ir.HalfType)) else int(value)
+
+    def like(self, value: Val | float, other: Val) -> Val:
+        """A number as a constant of the type of `other`."""
+        return self.typed(value, other.type)
+
+    def i64(self, value: int) -> Val:
+        """A 64-bit constant."""
+        return self.typed(value, I64)
+
+    def table(self, element: Any, values: Sequence[float]) -> Val:
+        """A constant vector."""
+        return Val(self, ir.Constant(vec(element, len(values)), [self._scalar(x, element) for x in values]))
+
+    # ---- memory ----
+
+    def at(self, pointer: Val, index: Val | int, element: Any = I8) -> Val:
+        """The address of element `index` behind `pointer`."""
+        offset = self.typed(index, I64) if not isinstance(index, Val) else index
+        return Val(self, self.b.gep(pointer.v, [offset.v], source_etype=element))
+
+    def load(self, pointer: Val, type_: Any, index: Val | int | None = None, element: Any = None) -> Val:
+        """Load `type_`, unaligned; `index` counts elements of the lane type."""
+        if index is not None:
+            pointer = self.at(pointer, index, element or self._element(type_))
+        return Val(self, self.b.load(pointer.v, typ=type_, align=1))
+
+    def store(self, value: Val, pointer: Val, index: Val | int | None = None) -> None:
+        """Store, unaligned; `index` counts elements of the lane type."""
+        if index is not None:
+            pointer = self.at(pointer, index, value.element)
+        self.b.store(value.v, pointer.v, align=1)
+
+    @staticmethod
+    def _element(type_: Any) -> Any:
+        return type_.element if isinstance(type_, ir.VectorType) else type_
+
+    def masked_load(self, pointer: Val, type_: Any, mask: Val) -> Val:
+        """The lanes where the mask is set; zero elsewhere. Other addresses are not touched."""
+        zero = self.typed(0, type_)
+        name = f"llvm.masked.load.v{type_.count}{_suffix(type_.element)}.p0"
+        return self._call(name, type_, pointer, self.typed(1, I32), mask, zero)
+
+    def masked_store(self, value: Val, pointer: Val, mask: Val) -> None:
+        """Store the lanes where the mask is set."""
+        name = f"llvm.masked.store.v{value.type.count}{_suffix(value.element)}.p0"
+        self._call(name, ir.VoidType(), value, pointer, self.typed(1, I32), mask)
+
+    def tail_mask(self, count: Val, lanes: int = LANES) -> Val:
+        """Lanes below `count` (i64)."""
+        index = self.table(I32, list(range(lanes)))
+        return index < self.splat(count.trunc(I32), lanes)
+
+    def local(self, element: Any, count: int) -> Val:
+        """Scratch memory of the function, 64-byte aligned."""
+        with self.b.goto_block(self.entry):
+            slot = self.b.alloca(ir.ArrayType(element, count))
+            slot.align = 64
+            slot.type = PTR  # llvmlite gives it a typed pointer, which LLVM no longer has
+        return Val(self, slot)
+
+    def var(self, initial: Val | float, type_: Any = None) -> Var:
+        """A mutable variable."""
+        type_ = initial.type if isinstance(initial, Val) else type_
+        with self.b.goto_block(self.entry):
+            slot = self.b.alloca(type_)
+        variable = Var(self, slot, type_)
+        variable.set(initial)
+        return variable
+
+    # ---- control ----
+
+    @contextmanager
+    def loop(self, start: Val | int, stop: Val | int, step: int = 1) -> Iterator[Val]:
+        """`for i in range(start, stop, step)` over i64."""
+        counter = self.var(self.typed(start, I64) if not isinstance(start, Val) else start)
+        limit = self.typed(stop, I64) if not isinstance(stop, Val) else stop
+        head, body, after = (self.b.append_basic_block(name) for name in ("loop", "body", "after"))
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        self.b.cbranch((counter.get() < limit).v, body, after)
+        self.b.position_at_end(body)
+        yield counter.get()
+        counter.set(counter.get() + step)
+        self.b.branch(head)
+        self.b.position_at_end(after)
+
+    @contextmanager
+    def loop_while(self, condition: Callable[[], Val]) -> Iterator[None]:
+        """Repeat while the condition, evaluated before each round, holds."""
+        head, body, after = (self.b.append_basic_block(name) for name in ("while", "body", "after"))
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        self.b.cbranch(condition().v, body, after)
+        self.b.position_at_end(body)
+        yield
+        self.b.branch(head)
+        self.b.position_at_end(after)
+
+    @contextmanager
+    def when(self, condition: Val) -> Iterator[None]:
+        """Only if the condition (i1) holds."""
+        with self.b.if_then(condition.v):
+            yield
+
+    @contextmanager
+    def either(self, condition: Val) -> Iterator[tuple[Any, Any]]:
+        """`with e.either(c) as (then, otherwise): with then: ... with otherwise: ...`."""
+        with self.b.if_else(condition.v) as branches:
+            yield cast("tuple[Any, Any]", branches)
+
+    def select(self, condition: Val, yes: Val, no: Val | float) -> Val:
+        """Lane-wise choice."""
+        return Val(self, self.b.select(condition.v, yes.v, self.like(no, yes).v))
+
+    # ---- vectors ----
+
+    def splat(self, scalar: Val, lanes: int = LANES) -> Val:
+        """All lanes the same."""
+        if lanes == 1:
+            return scalar
+        type_ = vec(scalar.type, lanes)
+        first = self.b.insert_element(ir.Constant(type_, ir.Undefined), scalar.v, ir.Constant(I32, 0))
+        zeros = ir.Constant(vec(I32, lanes), [0] * lanes)
+        return Val(self, self.b.shuffle_vector(first, ir.Constant(type_, ir.Undefined), zeros))
+
+    def shuffle(self, left: Val, right: Val, lanes: Sequence[int]) -> Val:
+        """Lanes picked from two vectors laid end to end."""
+        return Val(self, self.b.shuffle_vector(left.v, right.v, ir.Constant(vec(I32, len(lanes)), list(lanes))))
+
+    def part(self, value: Val, start: int, count: int) -> Val:
+        """`count` lanes from `start`; a scalar for one."""
+        if count == 1:
+            return self.lane(value, start)
+        return self.shuffle(value, value, range(start, start + count))
+
+    def join(self, *parts: Val) -> Val:
+        """Vectors of one size laid end to end (a power of two of them)."""
+        values = list(parts)
+        while len(values) > 1:
+            count = values[0].type.count
+            values = [self.shuffle(a, b, range(2 * count)) for a, b in zip(values[::2], values[1::2], strict=True)]
+        return values[0]
+
+    def lane(self, value: Val, index: int) -> Val:
+        """One lane as a scalar."""
+        return Val(self, self.b.extract_element(value.v, ir.Constant(I32, index)))
+
+    def reduce(self, value: Val, combine: Callable[[Val, Val], Val]) -> Val:
+        """All lanes combined in a fixed tree: halves against each other."""
+        count = value.type.count
+        while count > 1:
+            count //= 2
+            value = combine(self.part(value, 0, count), self.part(value, count, count))
+        return value
+
+    # ---- intrinsics ----
+
+    def _call(self, name: str, result: Any, *operands: Val) -> Val:
+        function = self.module.globals.get(name)
+        if function is None:
+            type_ = ir.FunctionType(result, [operand.type for operand in operands])
+            function = ir.Function(self.module, type_, name)
+        return Val(self, self.b.call(function, [operand.v for operand in operands]))
+
+    def void_call(self, name: str, *operands: Val) -> None:
+        """Call a function that gives nothing."""
+        self._call(name, ir.VoidType(), *operands)
+
+    def intrinsic(self, name: str, *operands: Val) -> Val:
+        """An intrinsic overloaded on the type of its first operand and giving that type."""
+        type_ = operands[0].type
+        count = f"v{type_.count}" if isinstance(type_, ir.VectorType) else ""
+        return self._call(f"llvm.{name}.{count}{_suffix(self._element(type_))}", type_, *operands)
+
+    def fma(self, a: Val, b: Val | float, c: Val | float) -> Val:
+        """a * b + c; rounded once where the target has it (all but baseline x86-64)."""
+        b, c = self.like(b, a), self.like(c, a)
+        return self.intrinsic("fma", a, b, c) if self.target.fma else a * b + c
+
+    def maximum(self, a: Val, b: Val | float) -> Val:
+        """The larger; b where a is not a number."""
+        other = self.like(b, a)
+        return self.select(a > other, a, other)
+
+    def minimum(self, a: Val, b: Val | float) -> Val:
+        """The smaller; b where a is not a number."""
+        other = self.like(b, a)
+        return self.select(a < other, a, other)
+
+    def abs(self, a: Val) -> Val:
+        """Magnitude of floats."""
+        return self.intrinsic("fabs", a)
+
+    def sqrt(self, a: Val) -> Val:
+        """Square root, correctly rounded."""
+        return self.intrinsic("sqrt", a)
+
+    def round_even(self, a: Val) -> Val:
+        """Round to the nearest whole float32, ties to even, for |a| < 2^22 (adding and taking off 1.5 * 2^23)."""
+        magic = float(3 << 22)
+        return (a + magic) - magic
+
+    # ---- primitives that depend on the target ----
+
+    def half_to_float(self, bits: Val) -> Val:
+        """IEEE half (as i16 lanes) to float32, subnormals included."""
+        if self.target.f16c or not self.target.triple.startswith("x86"):
+            lanes = bits.type.count if isinstance(bits.type, ir.VectorType) else 1
+            return bits.bitcast(vec(F16, lanes)).fpext(F32)
+        wide = bits.zext(I32)
+        sign = (wide & 0x8000) << 16
+        magnitude = (wide & 0x7FFF) << 13
+        lanes = bits.type.count if isinstance(bits.type, ir.VectorType) else 1
+        # the exponent bias differs by 112; a multiplication also gets subnormals right
+        scaled = (magnitude.bitcast(vec(F32, lanes)) * 2.0**112).bitcast(wide.type)
+        special = (magnitude >= (0x7C00 << 13)) if lanes > 1 else (magnitude >= (0x7C00 << 13))
+        infinite = magnitude | (0xFF << 23)
+        return (self.select(special, infinite, scaled) | sign).bitcast(vec(F32, lanes))
+
+    def bf16_to_float(self, bits: Val) -> Val:
+        """bfloat16 (as i16 lanes) to float32."""
+        lanes = bits.type.count if isinstance(bits.type, ir.VectorType) else 1
+        return (bits.zext(I32) << 16).bitcast(vec(F32, lanes))
+
+    def dot4(self, accumulator: Val, unsigned: Val, signed: Val, small: bool) -> Val:
+        """accumulator[i] + sum of the products of the 4 bytes of lane i (16 lanes of i32), exact.
+
+        `unsigned` holds bytes 0..255, or 0..127 when `small`; `signed` holds -127..127.
+        """
+        bytes64 = vec(I8, 64)
+        if self.target.vnni:
+            name = "llvm.x86.avx512.vpdpbusd.512"
+            return self._call(name, VI, accumulator, unsigned.bitcast(bytes64), signed.bitcast(bytes64))
+        if self.target.avx2:
+            halves = [self._dot4_avx2(*(self.part(x, i * 8, 8) for x in (unsigned, signed)), small) for i in (0, 1)]
+            return accumulator + self.join(*halves)
+        total = accumulator
+        for shift in (0, 8, 16, 24):
+            left = (unsigned >> shift) & 0xFF
+            right = (signed << (24 - shift)).shift_right_signed(24)
+            total = total + left * right
+        return total
+
+    def _dot4_avx2(self, unsigned: Val, signed: Val, small: bool) -> Val:
+        """One 256-bit half: 8 lanes of i32."""
+        shorts, words = vec(I16, 16), vec(I32, 8)
+        if small:  # a pair of products is at most 2 * 127 * 127, which a signed 16-bit lane holds
+            pairs = self._call(
+                "llvm.x86.avx2.pmadd.ub.sw", shorts, unsigned.bitcast(vec(I8, 32)), signed.bitcast(vec(I8, 32))
+            )
+            return self._call("llvm.x86.avx2.pmadd.wd", words, pairs, self.typed(1, shorts))
+        u, s = unsigned.bitcast(shorts), signed.bitcast(shorts)
+        even = (u & 0xFF, (s << 8).shift_right_signed(8))
+        odd = (u >> 8, s.shift_right_signed(8))
+        sums = [self._call("llvm.x86.avx2.pmadd.wd", words, a, b) for a, b in (even, odd)]
+        return sums[0] + sums[1]
+
+
+def _suffix(element: Any) -> str:
+    if isinstance(element, ir.FloatType):
+        return "f32"
+    if isinstance(element, ir.DoubleType):
+        return "f64"
+    return f"i{element.width}"
+
+
+def set_width(function: Any, target: Target) -> None:
+    """Ask LLVM to use the full register width of the target."""
+    if target.vector_bits == 512:
+        attributes = function.attributes
+        attributes._known = attributes._known | {'"prefer-vector-width"="512"', '"min-legal-vector-width"="512"'}
+        attributes.add('"prefer-vector-width"="512"')
+        attributes.add('"min-legal-vector-width"="512"')

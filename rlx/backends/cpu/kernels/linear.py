@@ -1,0 +1,158 @@
+"""linear: the streaming form (few rows) and the tiled form (many) of `x @ weight.T`, from one description per format.
+
+    for each group of 16 outputs (units, split over threads)
+      for each tile of rows (8, then 4, then 1)
+        for each block of k:   accumulate 16 outputs x rows, in registers
+
+Each output is reduced in one order: the integer sum of a block, then one fused multiply-add with the scales, blocks in
+the order of k (quantised); or one fused multiply-add per k (float). The tile does not enter into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rlx.core.backend import KernelPlan
+from rlx.backends.cpu.emit import F32, I32, LANES, VF, VI, Emit, Val
+from rlx.backends.cpu.kernels.formats import FORMATS, WeightFormat
+from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
+from rlx.backends.cpu.target import Target
+from rlx.core.dim import product
+from rlx.core.dtype import f32, q8_act
+from rlx.core.graph import Node
+from rlx.ops.op import static_axis
+
+ROW_TILES = (8, 4, 1)
+ACTIVATION_BLOCK = q8_act.block_bytes
+
+
+def _why_not(quantised: bool):  # noqa: ANN202 - gives a When
+    def when(node: Node, target: Target) -> str | None:
+        x, weight = node.inputs[0].type, node.inputs[1].type
+        if weight.dtype.name not in FORMATS:
+            return f"there is no layout for {weight.dtype} weights"
+        if (x.dtype == q8_act) != quantised:
+            return f"x is {x.dtype}"
+        if quantised and FORMATS[weight.dtype.name].quants is None:
+            return f"a {weight.dtype} weight has no integer form"
+        return None
+
+    return when
+
+
+def _plan(node: Node, target: Target) -> KernelPlan:
+    x, weight = node.inputs[0].type, node.inputs[1].type
+    out, k = static_axis(weight, 0, "out"), static_axis(weight, 1, "in")
+    config = {
+        "weight": weight.dtype.name,
+        "bias": len(node.inputs) == 3,
+        "partial": bool(out % LANES),
+    }
+    variant = "integer" if x.dtype == q8_act else "float"
+    return KernelPlan(variant, config, (product(x.shape[:-1]), k, out), -(-out // LANES), {1: "rows16"})
+
+
+@kernel(
+    "linear",
+    "integer",
+    help="int8 activations times 4- or 8-bit weights, 32-bit sums per block",
+    when=_why_not(quantised=True),
+    plan=_plan,
+)
+def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
+    """Buffers: x q8_act [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
+    fmt = FORMATS[str(config["weight"])]
+    _build(body, config, fmt, ACTIVATION_BLOCK, _integer_tile)
+
+
+@kernel(
+    "linear",
+    "float",
+    help="float32 activations, weights unpacked to float32 in registers",
+    when=_why_not(quantised=False),
+    plan=_plan,
+)
+def build_float(body: Body, config: Mapping[str, Setting]) -> None:
+    """Buffers: x f32 [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
+    fmt = FORMATS[str(config["weight"])]
+    _build(body, config, fmt, fmt.block * f32.block_bytes, _float_tile)
+
+
+def _build(body: Body, config: Mapping[str, Setting], fmt: WeightFormat, x_block: int, tile) -> None:  # noqa: ANN001
+    e = body.e
+    rows, k, columns = (body.size(i) for i in range(3))
+    x, weight, out = body.buffer(0), body.buffer(1), body.buffer(3 if config["bias"] else 2)
+    blocks = k // fmt.block
+    group_bytes, row_bytes = blocks * fmt.block_bytes, blocks * x_block
+    with e.loop(body.begin, body.end) as group:
+        group_weight = e.at(weight, group * group_bytes)
+        column = group * LANES
+        bias = None
+        if config["bias"]:
+            bias = _load_columns(e, e.at(body.buffer(2), column, F32), columns - column, config)
+        done = e.var(e.i64(0))
+        for tile_rows in ROW_TILES:
+            with e.loop_while(lambda tile_rows=tile_rows: done.get() + tile_rows <= rows):
+                row = done.get()
+                addresses = [e.at(x, (row + r) * row_bytes) for r in range(tile_rows)]
+                results = tile(e, fmt, addresses, group_weight, blocks)
+                for r, result in enumerate(results):
+                    total = result if bias is None else result + bias
+                    address = e.at(out, (row + r) * columns + column, F32)
+                    _store_columns(e, total, address, columns - column, config)
+                done.set(row + tile_rows)
+
+
+def _load_columns(e: Emit, address: Val, left: Val, config: Mapping[str, Setting]) -> Val:
+    return e.masked_load(address, VF, e.tail_mask(left)) if config["partial"] else e.load(address, VF)
+
+
+def _store_columns(e: Emit, value: Val, address: Val, left: Val, config: Mapping[str, Setting]) -> None:
+    if not config["partial"]:
+        e.store(value, address)
+        return
+    with e.either(left >= LANES) as (whole, part):
+        with whole:
+            e.store(value, address)
+        with part:
+            e.masked_store(value, address, e.tail_mask(left))
+
+
+def _integer_tile(e: Emit, fmt: WeightFormat, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
+    if fmt.scales is None or fmt.quants is None:
+        return []
+    sums = [e.var(0.0, VF) for _ in x]
+    with e.loop(0, blocks) as block:
+        address = e.at(weight, block * fmt.block_bytes)
+        rows = [e.at(row, block * ACTIVATION_BLOCK) for row in x]
+        scale, minimum = fmt.scales(e, address)
+        # two chains of integer sums hide the latency where a tile has few rows
+        chains = [[e.typed(0, VI) for _ in range(2 if len(x) < 4 else 1)] for _ in x]
+        for index, (k, unsigned) in enumerate(fmt.quants(e, address)):
+            for row, chain in zip(rows, chains, strict=True):
+                signed = e.splat(e.load(e.at(row, k), I32))
+                slot = index % len(chain)
+                chain[slot] = e.dot4(chain[slot], unsigned, signed, fmt.small)
+        for row, chain, total in zip(rows, chains, sums, strict=True):
+            integer = chain[0] + chain[1] if len(chain) == 2 else chain[0]
+            x_scale = e.splat(e.load(e.at(row, 32), F32))
+            x_sum = e.splat(e.load(e.at(row, 36), F32))
+            partial = e.fma(integer.to_float(), scale * x_scale, total.get())
+            total.set(e.fma(minimum, x_sum, partial))
+    return [total.get() for total in sums]
+
+
+def _float_tile(e: Emit, fmt: WeightFormat, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
+    sums = [e.var(0.0, VF) for _ in x]
+    with e.loop(0, blocks) as block:
+        address = e.at(weight, block * fmt.block_bytes)
+        rows = [e.at(row, block * fmt.block, F32) for row in x]
+        totals = [total.get() for total in sums]
+        for k in range(fmt.block):
+            values = fmt.floats(e, address, k)
+            totals = [
+                e.fma(values, e.splat(e.load(row, F32, k)), total) for row, total in zip(rows, totals, strict=True)
+            ]
+        for variable, total in zip(sums, totals, strict=True):
+            variable.set(total)
+    return [total.get() for total in sums]

@@ -1,0 +1,202 @@
+"""A program in memory: loaded code, packed weights, the arena, and the step table that one native call runs.
+
+Coming in: an LIR program, the weights, a target, a number of threads. Going out: `CpuModule.run`. Sizes and addresses of
+a call are computed with a few NumPy operations; nothing is done per op in Python.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.backends.cpu import object_cache
+from rlx.backends.cpu.codegen import cache_key, compile_module, function_name, target_machine
+from rlx.backends.cpu.kernels.formats import pack_rows16
+from rlx.backends.cpu.native import STEP_WORDS
+from rlx.backends.cpu.target import Target
+from rlx.backends.cpu.threads import ThreadPool
+from rlx.core.type import TensorType
+from rlx.errors import InputError
+from rlx.lir.program import ALIGNMENT, Buffer, Program
+from rlx.lir.sizes import SizeTable
+
+Array = NDArray[Any]
+
+
+class Weights(Protocol):
+    """Where weights come from; see `rlx/flow/weights.py`."""
+
+    def raw(self, key: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor."""
+        ...
+
+    def release(self, key: str) -> None:
+        """The bytes are no longer needed."""
+        ...
+
+
+def aligned(nbytes: int) -> NDArray[np.uint8]:
+    """Uninitialised bytes that start on a cache line."""
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    skip = -memory.ctypes.data % ALIGNMENT
+    return memory[skip : skip + nbytes]
+
+
+class CpuModule:
+    """One program, loaded and ready.
+
+    Attributes:
+        compile_seconds: time spent in code generation and LLVM, 0 with a warm cache.
+        cached: whether the code came from the object cache.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Weights | None,
+        target: Target,
+        threads: int,
+        cache: Path | None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.program, self.target = program, target
+        start = time.perf_counter()
+        key = cache_key(program.kernels, target)
+        code = object_cache.load(cache, key) if cache else None
+        self.cached = code is not None
+        if code is None:
+            code = compile_module(program.kernels, target)
+            if cache:
+                object_cache.save(cache, key, code)
+        self.compile_seconds = 0.0 if self.cached else time.perf_counter() - start
+        names = [function_name(i, kernel) for i, kernel in enumerate(program.kernels)]
+        self._library, addresses = _link(code, key, target, [*names, "rlx_run", "rlx_worker"])
+        self._pool = ThreadPool(addresses["rlx_run"], addresses["rlx_worker"], threads)
+        self._fault = np.zeros(8, np.int64)
+        self._held: dict[int, Array] = {}
+        self.weight_bytes = 0
+        self._build_tables([addresses[name] for name in names])
+        self._load_weights(weights, progress)
+        self._arena: NDArray[np.uint8] = aligned(0)
+
+    @property
+    def threads(self) -> int:
+        """Threads of a run."""
+        return self._pool.threads
+
+    # ---- set-up ----
+
+    def _build_tables(self, functions: list[int]) -> None:
+        steps = self.program.steps
+        self._addresses = np.zeros(len(self.program.buffers), np.int64)
+        self._operands = np.array([b for step in steps for b in step.buffers], np.int64)
+        self._arguments = np.zeros(len(self._operands), np.int64)
+        self._sizes_table = SizeTable([size for step in steps for size in step.sizes])
+        self._units_table = SizeTable([step.units for step in steps])
+        self._sizes = np.zeros(max(1, sum(len(step.sizes) for step in steps)), np.int64)
+        self._steps = np.zeros((len(steps), STEP_WORDS), np.int64)
+        first_operand = first_size = 0
+        for row, step in zip(self._steps, steps, strict=True):
+            row[0] = functions[step.kernel]
+            row[1] = self._arguments.ctypes.data + 8 * first_operand
+            row[2] = self._sizes.ctypes.data + 8 * first_size
+            first_operand += len(step.buffers)
+            first_size += len(step.sizes)
+        members = [buffer for slot in self.program.slots for buffer in slot]
+        starts = np.cumsum([0, *(len(slot) for slot in self.program.slots)])[:-1]
+        self._arena_buffers, self._slot_starts = np.array(members, np.int64), starts.astype(np.int64)
+        self._slot_lengths = np.array([len(slot) for slot in self.program.slots], np.int64)
+        self._arena_table = SizeTable([self.program.buffers[buffer].type.nbytes for buffer in members])
+
+    def _load_weights(self, weights: Weights | None, progress: Callable[[int, int], None] | None) -> None:
+        wanted = [(i, b) for i, b in enumerate(self.program.buffers) if b.kind in ("weight", "constant")]
+        last_use = {buffer.name: i for i, buffer in wanted if buffer.kind == "weight"}
+        for done, (index, buffer) in enumerate(wanted):
+            array = _constant(buffer) if buffer.kind == "constant" else _pack(buffer, weights)
+            self._held[index] = array
+            self._addresses[index] = array.ctypes.data
+            self.weight_bytes += array.nbytes
+            if weights is not None and buffer.kind == "weight" and last_use[buffer.name] == index:
+                weights.release(buffer.name)
+            if progress is not None:
+                progress(done + 1, len(wanted))
+
+    # ---- running ----
+
+    def run(self, dims: Mapping[str, int], memory: Mapping[int, Array]) -> None:
+        """Run the program for given sizes, with `memory` for its inputs and outputs by buffer.
+
+        Raises:
+            InputError: an index in the inputs lies outside of its table.
+        """
+        if self._arena_buffers.size:
+            self._place_arena(dims)
+        for buffer, array in memory.items():
+            self._addresses[buffer] = array.ctypes.data
+        np.take(self._addresses, self._operands, out=self._arguments)
+        if self._sizes_table.coefficients.size:
+            self._sizes[:] = self._sizes_table.evaluate(dims)
+        self._steps[:, 3] = self._units_table.evaluate(dims)
+        self._fault[0] = 0
+        self._pool.run(self._steps.ctypes.data, len(self._steps), self._fault.ctypes.data)
+        if self._fault[0]:
+            raise InputError(
+                "an index lies outside of its table",
+                where=self.program.name,
+                expected="token ids below the vocabulary size, pages below the number of cache pages",
+            )
+
+    def _place_arena(self, dims: Mapping[str, int]) -> None:
+        sizes = self._arena_table.evaluate(dims)
+        slots = np.maximum.reduceat(sizes, self._slot_starts)
+        slots = -(-slots // ALIGNMENT) * ALIGNMENT
+        offsets = np.cumsum(slots) - slots
+        needed = int(slots.sum())
+        if needed > self._arena.nbytes:
+            self._arena = aligned(0)  # give the old one back before asking for the new one
+            self._arena = aligned(needed)
+        self._addresses[self._arena_buffers] = self._arena.ctypes.data + np.repeat(offsets, self._slot_lengths)
+
+    def held(self, buffer: int) -> Array:
+        """The array behind a weight or constant buffer."""
+        return self._held[buffer]
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self._pool.close()
+
+
+def _link(code: bytes, key: str, target: Target, symbols: list[str]) -> tuple[Any, dict[str, int]]:
+    """Load object code through ORC; gives what keeps it in memory, and the addresses."""
+    import llvmlite.binding as llvm
+
+    machine = target_machine(target)
+    jit = llvm.create_lljit_compiler(machine)
+    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
+    for symbol in symbols:
+        builder.export_symbol(symbol)
+    library = builder.link(jit, f"rlx_{key}")
+    return (jit, library), {symbol: int(library[symbol]) for symbol in symbols}
+
+
+def _constant(buffer: Buffer) -> Array:
+    return np.array(buffer.values, buffer.type.dtype.numpy).reshape(static_shape(buffer.type))
+
+
+def _pack(buffer: Buffer, weights: Weights | None) -> Array:
+    if weights is None:
+        raise InputError("the program has weights, and none were given", found=buffer.name)
+    raw, shape = weights.raw(buffer.name), static_shape(buffer.type)
+    if buffer.layout == "rows16":
+        return pack_rows16(buffer.type.dtype, raw, shape)
+    return np.array(raw)  # a copy: the file may be unmapped, and small vectors are not worth keeping a page for
+
+
+def static_shape(type_: TensorType) -> tuple[int, ...]:
+    """The shape of a type without symbols."""
+    return tuple(size for size in type_.shape if isinstance(size, int))

@@ -1,0 +1,186 @@
+"""The native side of a run: the step loop, the barrier and the worker loop, emitted like the kernels.
+
+Shared state is an array of 64-bit words (`Words`), one cache line for each thing that several threads touch. A worker is
+sleeping (in Python, on a lock), ready (spinning here) or claimed (taking part in a run). A run claims whoever is ready;
+results do not depend on how many that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rlx.backends.cpu.emit import I32, I64, PTR, Emit, Val, ir
+from rlx.backends.cpu.target import Target
+
+LINE = 8  # words of a cache line
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Positions in the shared state."""
+
+    go: int = 0  # number of the run that claimed workers may start
+    barrier: int = LINE
+    threads: int = 2 * LINE
+    steps: int = 2 * LINE + 1
+    count: int = 2 * LINE + 2
+    fault: int = 2 * LINE + 3
+    yield_now: int = 2 * LINE + 4  # address of sched_yield, or 0
+    stop: int = 3 * LINE
+    workers: int = 4 * LINE  # a line for each worker: state, rank, run it is claimed for
+
+
+WORDS = Words()
+SLEEPING, READY, CLAIMED = 0, 1, 2
+SPINS_BEFORE_YIELD = 4000
+STEP_WORDS = 4  # function, buffers, sizes, units
+
+
+def emit_runtime(module: Any, target: Target) -> None:
+    """Add `rlx_run` and `rlx_worker` to a module."""
+    run_steps = _emit_run_steps(module, target)
+    _emit_run(module, target, run_steps)
+    _emit_worker(module, target, run_steps)
+
+
+class _Callee:
+    """The address of a function together with its type, which is what llvmlite's call looks at."""
+
+    def __init__(self, address: Val, arguments: list[Any]) -> None:
+        self.address, self.type = address.v, address.type
+        self.function_type = ir.FunctionType(ir.VoidType(), arguments)
+
+    def get_reference(self) -> str:
+        """How the operand is printed."""
+        return str(self.address.get_reference())
+
+
+def _function(module: Any, target: Target, name: str, result: Any, arguments: list[Any]) -> tuple[Emit, list[Val], Any]:
+    function = ir.Function(module, ir.FunctionType(result, arguments), name)
+    entry, start = function.append_basic_block("entry"), function.append_basic_block("start")
+    e = Emit(module, ir.IRBuilder(start), target, entry)
+    return e, [Val(e, argument) for argument in function.args], function
+
+
+def _finish(e: Emit, result: Val | None) -> None:
+    if result is None:
+        e.b.ret_void()
+    else:
+        e.b.ret(result.v)
+    with e.b.goto_block(e.entry):
+        e.b.branch(e.entry.function.blocks[1])
+
+
+def _word(e: Emit, state: Val, word: Val | int) -> Val:
+    return e.at(state, word, I64)
+
+
+def _atomic_load(e: Emit, pointer: Val) -> Val:
+    return Val(e, e.b.load_atomic(pointer.v, "acquire", 8, typ=I64))
+
+
+def _atomic_store(e: Emit, value: Val | int, pointer: Val) -> None:
+    e.b.atomic_rmw("xchg", pointer.v, e.typed(value, I64).v, "acq_rel")
+
+
+def _compare_and_swap(e: Emit, pointer: Val, old: int, new: int) -> Val:
+    pair = e.b.cmpxchg(pointer.v, e.i64(old).v, e.i64(new).v, "seq_cst", "seq_cst")
+    return Val(e, e.b.extract_value(pair, 1))
+
+
+def _pause(e: Emit) -> None:
+    """Tell the core that this is a spin loop."""
+    if e.target.triple.startswith("x86"):
+        e.void_call("llvm.x86.sse2.pause")
+    elif e.target.triple.startswith(("aarch64", "arm64")):
+        e.void_call("llvm.aarch64.hint", e.typed(1, I32))
+
+
+def _spin(e: Emit, state: Val, keep_on: Callable[[], Val]) -> None:
+    """Spin while the condition holds; give the core away now and then if that takes long."""
+    spins = e.var(e.i64(0))
+    with e.loop_while(keep_on):
+        _pause(e)
+        spins.set(spins.get() + 1)
+        with e.when(spins.get() > SPINS_BEFORE_YIELD):
+            spins.set(0)
+            address = _word(e, state, WORDS.yield_now)
+            with e.when(e.load(address, I64) > 0):
+                e.b.call(_Callee(e.load(address, PTR), []), [])
+
+
+def _emit_run_steps(module: Any, target: Target) -> Any:
+    """`rlx_run_steps(state, rank)`: this thread's share of every step, and a barrier after each."""
+    e, (state, rank), function = _function(module, target, "rlx_run_steps", ir.VoidType(), [PTR, I64])
+    function.linkage = "internal"
+    threads, count = (e.load(_word(e, state, word), I64) for word in (WORDS.threads, WORDS.count))
+    steps, fault = (e.load(_word(e, state, word), PTR) for word in (WORDS.steps, WORDS.fault))
+    barrier = _word(e, state, WORDS.barrier)
+    with e.loop(0, count) as index:
+        row = e.at(steps, index * STEP_WORDS, I64)
+        code, buffers, sizes = (e.load(e.at(row, i, I64), PTR) for i in range(3))
+        units = e.load(row, I64, 3)
+        begin, end = units * rank // threads, units * (rank + 1) // threads
+        with e.when(begin < end):
+            arguments = [buffers, sizes, begin, end, fault]
+            e.b.call(_Callee(code, [a.type for a in arguments]), [a.v for a in arguments])
+        with e.when(threads > 1):
+            e.b.atomic_rmw("add", barrier.v, e.i64(1).v, "acq_rel")
+            goal = threads * (index + 1)
+            _spin(e, state, lambda goal=goal: _atomic_load(e, barrier) < goal)
+    _finish(e, None)
+    return function
+
+
+def _emit_run(module: Any, target: Target, run_steps: Any) -> None:
+    """`rlx_run(state, workers, patience)`: claim ready workers, run, wait for them. Gives the number of threads used.
+
+    A worker that is not ready within `patience` spins is done without.
+    """
+    e, (state, workers, patience), _ = _function(module, target, "rlx_run", I64, [PTR, I64, I64])
+    threads, go = e.var(e.i64(1)), _word(e, state, WORDS.go)
+    run = _atomic_load(e, go) + 1
+    with e.loop(0, workers) as worker:
+        line = worker * LINE + WORDS.workers
+        pointer, spins = _word(e, state, line), e.var(e.i64(0))
+        with e.loop_while(lambda: (_atomic_load(e, pointer) < READY) & (spins.get() < patience)):
+            _pause(e)
+            spins.set(spins.get() + 1)
+        # written before the claim, read after it
+        _atomic_store(e, run, _word(e, state, line + 2))
+        with e.when(_compare_and_swap(e, pointer, READY, CLAIMED)):
+            e.store(threads.get(), _word(e, state, line + 1))
+            threads.set(threads.get() + 1)
+    e.store(threads.get(), _word(e, state, WORDS.threads))
+    _atomic_store(e, 0, _word(e, state, WORDS.barrier))
+    _atomic_store(e, run, go)
+    e.b.call(run_steps, [state.v, e.i64(0).v])
+    with e.loop(0, workers) as worker:
+        pointer = _word(e, state, worker * LINE + WORDS.workers)
+        _spin(e, state, lambda pointer=pointer: _atomic_load(e, pointer).equals(CLAIMED))
+    _finish(e, threads.get())
+
+
+def _emit_worker(module: Any, target: Target, run_steps: Any) -> None:
+    """`rlx_worker(state, index, patience)`: take part in runs until none came for `patience` spins. Gives the stop word."""
+    e, (state, index, patience), _ = _function(module, target, "rlx_worker", I64, [PTR, I64, I64])
+    line = index * LINE + WORDS.workers
+    pointer, rank, run = (_word(e, state, line + i) for i in range(3))
+    go, stop = _word(e, state, WORDS.go), _word(e, state, WORDS.stop)
+    _atomic_store(e, READY, pointer)
+    idle, awake = e.var(e.i64(0)), e.var(e.i64(1))
+    with e.loop_while(lambda: awake.get() > 0), e.either(_atomic_load(e, pointer).equals(CLAIMED)) as (claimed, free):
+        with claimed:
+            _spin(e, state, lambda: _atomic_load(e, go) < _atomic_load(e, run))
+            e.b.call(run_steps, [state.v, e.load(rank, I64).v])
+            _atomic_store(e, READY, pointer)
+            idle.set(0)
+        with free:
+            _pause(e)
+            idle.set(idle.get() + 1)
+            tired = (idle.get() > patience) | (_atomic_load(e, stop) > 0)
+            with e.when(tired), e.when(_compare_and_swap(e, pointer, READY, SLEEPING)):
+                awake.set(0)
+    _finish(e, _atomic_load(e, stop))

@@ -1,0 +1,103 @@
+"""Worker threads: Python threads that spend their life in native code (`native.py`) and sleep on a lock when idle.
+
+A pool belongs to one loaded module. A run is one native call; it takes whichever workers are awake, so a worker that the
+system has put aside never holds it up, and an interrupt between two calls leaves nothing waiting.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlx.backends.cpu.native import LINE, SLEEPING, WORDS
+
+IDLE_SPINS = 300_000
+"""About 10 ms: longer than the Python work between two tokens, short enough to leave an idle machine alone."""
+WAKE_SPINS = 60_000
+"""About 2 ms: how long a run waits for a worker it has woken."""
+
+
+def available_cores() -> int:
+    """Cores this process may use: affinity, bounded by the cgroup CPU quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return max(1, cores)
+
+
+class ThreadPool:
+    """`threads - 1` workers next to the calling thread.
+
+    Args:
+        run: address of `rlx_run`.
+        worker: address of `rlx_worker`.
+        threads: threads of a run, the caller's included.
+    """
+
+    def __init__(self, run: int, worker: int, threads: int) -> None:
+        self.threads = threads
+        # one line of slack to start on a cache line
+        self._memory = np.zeros(WORDS.workers + (threads + 1) * LINE, np.int64)
+        skip = (-self._memory.ctypes.data % (8 * LINE)) // 8
+        self.state = self._memory[skip:]
+        self._address = self.state.ctypes.data
+        self.state[WORDS.yield_now] = _yield_address()
+        self._run = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(run)
+        self._worker = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(worker)
+        self._wake = [threading.Semaphore(0) for _ in range(threads - 1)]
+        self._lock = threading.Lock()
+        for index, wake in enumerate(self._wake):
+            arguments = (self._memory, self._address, self._worker, index, wake)
+            threading.Thread(target=_serve, args=arguments, name=f"rlx-{index + 1}", daemon=True).start()
+        self._finalizer = weakref.finalize(self, _stop, self.state, self._wake)
+
+    def run(self, steps: int, count: int, fault: int) -> int:
+        """Run a step table; gives the number of threads that took part."""
+        with self._lock:
+            state, patience = self.state, 0
+            state[WORDS.steps], state[WORDS.count], state[WORDS.fault] = steps, count, fault
+            for index, wake in enumerate(self._wake):
+                if state[WORDS.workers + index * LINE] == SLEEPING:
+                    wake.release()
+                    patience = WAKE_SPINS
+            return int(self._run(self._address, self.threads - 1, patience))
+
+    def close(self) -> None:
+        """End the workers."""
+        self._finalizer()
+
+
+def _serve(memory: Any, address: int, worker: Any, index: int, wake: threading.Semaphore) -> None:
+    """The life of a worker. It holds the memory, so that the words outlive the pool."""
+    while True:
+        wake.acquire()
+        if worker(address, index, IDLE_SPINS):
+            del memory
+            return
+
+
+def _stop(state: Any, wake: list[threading.Semaphore]) -> None:
+    state[WORDS.stop] = 1
+    for semaphore in wake:
+        semaphore.release()
+
+
+def _yield_address() -> int:
+    """The address of sched_yield, 0 where there is none."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError, TypeError):
+        return 0

@@ -1,0 +1,81 @@
+"""From a model reference on the command line to a model, with a progress bar while it is fetched.
+
+In: the shared flags. Out: what `rlx.load` returns. Next: `rlx/io/reference.py` for what a reference may be.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rlx
+from rlx.cli.progress import FetchProgress
+
+if TYPE_CHECKING:
+    from rlx.runtime.model import Model
+
+
+def default_model() -> str:
+    """The reference that stands for no reference."""
+    from rlx.io.reference import DEFAULT_MODEL
+
+    return DEFAULT_MODEL
+
+
+def fetch(reference: str) -> Path:
+    """The path of a model's file or folder, fetched if it is not there yet.
+
+    Raises:
+        RlxError: see `rlx.io.reference.resolve`.
+    """
+    from rlx.io.reference import resolve
+
+    with FetchProgress() as progress:
+        return resolve(reference, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFlags:
+    """What the command line says about loading; None leaves it to the environment and the defaults."""
+
+    reference: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+    target: str | None = None
+    context: int | None = None
+
+
+@contextmanager
+def loaded_model(flags: LoadFlags) -> Generator[Model, None, None]:
+    """The model, closed at the end of the `with` block.
+
+    Raises:
+        RlxError: whatever `rlx.load` finds wrong.
+    """
+    with FetchProgress() as progress, _without_garbage_collection():
+        model = rlx.load(
+            flags.reference or default_model(),
+            precision=flags.precision,
+            threads=flags.threads,
+            target=flags.target,
+            context=flags.context,
+            progress=progress,
+        )
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+@contextmanager
+def _without_garbage_collection() -> Generator[None, None, None]:
+    """A vocabulary is a hundred thousand objects that all stay: no use in looking for garbage among them."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

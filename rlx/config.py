@@ -1,0 +1,79 @@
+"""Every environment variable RLX reads, typed and documented in one place.
+
+Nobody else reads `os.environ`. A flag beats the environment, the environment beats the default.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlx.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One environment variable: its name, what it does and its allowed values (empty: any)."""
+
+    name: str
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+CACHE_DIR = Knob("RLX_CACHE_DIR", "Folder for fetched models and compiled objects (default: the user's cache folder).")
+THREADS = Knob("RLX_THREADS", "Number of compute threads (default: what affinity and the cgroup quota allow).")
+TARGET = Knob("RLX_TARGET", "Instruction set to compile for.", ("native", "avx512", "avx2", "portable"))
+PRECISION = Knob("RLX_PRECISION", "Arithmetic of the products.", ("fast", "exact"))
+DUMP = Knob("RLX_DUMP", "Folder that receives the text of every stage of a compilation.")
+OBJECT_CACHE = Knob("RLX_OBJECT_CACHE", "Keep compiled objects on disk.", ("on", "off"))
+KNOBS = (CACHE_DIR, THREADS, TARGET, PRECISION, DUMP, OBJECT_CACHE)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The environment, read and checked. `threads` None means: find out."""
+
+    cache_dir: Path
+    threads: int | None
+    target: str
+    precision: str
+    dump: Path | None
+    object_cache: bool
+
+
+def _read(knob: Knob) -> str | None:
+    value = os.environ.get(knob.name)
+    if value is None or value == "":
+        return None
+    if knob.choices and value not in knob.choices:
+        raise OptionError(
+            f"{knob.name} has a value that is not allowed", found=repr(value), expected=" or ".join(knob.choices)
+        )
+    return value
+
+
+def default_cache_dir() -> Path:
+    """The user's cache folder for RLX: XDG_CACHE_HOME or ~/.cache (LOCALAPPDATA on Windows), plus `rlx`."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path.home() / ".cache") / "rlx"
+
+
+def settings() -> Settings:
+    """Read the environment now.
+
+    Raises:
+        OptionError: a variable has a value that is not allowed.
+    """
+    threads = _read(THREADS)
+    if threads is not None and (not threads.isdecimal() or not 1 <= int(threads) <= 1024):
+        raise OptionError(f"{THREADS.name} is not a number of threads", found=repr(threads), expected="1 to 1024")
+    cache_dir, dump = _read(CACHE_DIR), _read(DUMP)
+    return Settings(
+        cache_dir=Path(cache_dir) if cache_dir else default_cache_dir(),
+        threads=int(threads) if threads else None,
+        target=_read(TARGET) or "native",
+        precision=_read(PRECISION) or "fast",
+        dump=Path(dump) if dump else None,
+        object_cache=_read(OBJECT_CACHE) != "off",
+    )

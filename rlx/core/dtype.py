@@ -1,0 +1,95 @@
+"""Element types, storage formats of packed weights among them.
+
+A packed format stores `block_size` consecutive elements of the last axis in `block_bytes` bytes; how the bytes are
+read is in `rlx/core/storage.py`. Next: `dim.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """An element type. Plain types are blocks of one element."""
+
+    name: str
+    kind: str  # "float", "int", "uint", "bool" or "packed"
+    block_size: int
+    block_bytes: int
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def is_packed(self) -> bool:
+        """True for a storage format that has to be dequantised before arithmetic."""
+        return self.kind == "packed"
+
+    @property
+    def is_float(self) -> bool:
+        """True for floating-point element types (not for packed formats)."""
+        return self.kind == "float"
+
+    def nbytes(self, elements: int) -> int:
+        """Bytes of `elements` elements; packed formats round up to whole blocks."""
+        return -(-elements // self.block_size) * self.block_bytes
+
+    @property
+    def numpy(self) -> np.dtype:
+        """The NumPy type of an element; packed formats are bytes."""
+        return np.dtype(np.uint8) if self.is_packed else _NUMPY[self.name]
+
+
+_NUMPY: dict[str, np.dtype] = {
+    "f64": np.dtype(np.float64),
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "i64": np.dtype(np.int64),
+    "i32": np.dtype(np.int32),
+    "i16": np.dtype(np.int16),
+    "i8": np.dtype(np.int8),
+    "u8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+
+f64 = DType("f64", "float", 1, 8)
+f32 = DType("f32", "float", 1, 4)
+f16 = DType("f16", "float", 1, 2)
+bf16 = DType("bf16", "float", 1, 2)
+i64 = DType("i64", "int", 1, 8)
+i32 = DType("i32", "int", 1, 4)
+i16 = DType("i16", "int", 1, 2)
+i8 = DType("i8", "int", 1, 1)
+u8 = DType("u8", "uint", 1, 1)
+boolean = DType("bool", "bool", 1, 1)
+
+# GGML block formats (32 elements): half scale, then (q4_1) half minimum, then the quants.
+q4_0 = DType("q4_0", "packed", 32, 18)
+q4_1 = DType("q4_1", "packed", 32, 20)
+q8_0 = DType("q8_0", "packed", 32, 34)
+# Activations quantised in the step: 32 int8, then the float32 scale and the float32 sum of the dequantised block.
+q8_act = DType("q8_act", "packed", 32, 40)
+
+DTYPES: dict[str, DType] = {
+    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean, q4_0, q4_1, q8_0, q8_act)
+}
+
+
+def from_numpy(dtype: np.dtype) -> DType:
+    """The element type of a NumPy array.
+
+    Raises:
+        KeyError: RLX has no such type.
+    """
+    for name, numpy_dtype in _NUMPY.items():
+        if numpy_dtype == dtype:
+            return DTYPES[name]
+    raise KeyError(str(dtype))

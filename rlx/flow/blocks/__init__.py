@@ -1,0 +1,58 @@
+"""One file per block: a frozen dataclass with `emit(ctx, input)`. Read `rms_norm.py` for a small one."""
+
+from rlx.flow.blocks.custom import CustomStage
+from rlx.flow.blocks.gated_mlp import GatedKeys
+from rlx.flow.blocks.gather import AddInputStage, GatherAddStage, GatherStage
+from rlx.flow.blocks.geglu_mlp import GeGluMlpStage
+from rlx.flow.blocks.gelu_mlp import GeluMlpStage
+from rlx.flow.blocks.last_token import LastTokenStage
+from rlx.flow.blocks.layer_norm import LayerNormStage
+from rlx.flow.blocks.linear import LinearStage
+from rlx.flow.blocks.lm_head import LmHeadStage
+from rlx.flow.blocks.mask import MaskKind
+from rlx.flow.blocks.named import NamedStage
+from rlx.flow.blocks.repeat import RepeatStage
+from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
+from rlx.flow.blocks.rms_norm import RmsNormStage
+from rlx.flow.blocks.rope_tables import NamedRopeTablesStage, RopeTableData, RopeTablesStage
+from rlx.flow.blocks.self_attention import HeadNorm, SelfAttentionStage
+from rlx.flow.blocks.self_attn_prefill import SelfAttnPrefillSpec, SelfAttnPrefillStage
+from rlx.flow.blocks.sequence import SequenceStage
+from rlx.flow.blocks.soft_cap import SoftCapStage
+from rlx.flow.blocks.stream import SaveStreamStage, TapStage, UseStreamStage
+from rlx.flow.blocks.swiglu_mlp import SwiGluMlpStage
+from rlx.flow.blocks.token_embed import TokenEmbedStage
+
+__all__ = [
+    "AddInputStage",
+    "AddResidualStage",
+    "CustomStage",
+    "GatedKeys",
+    "GatherAddStage",
+    "GatherStage",
+    "GeGluMlpStage",
+    "GeluMlpStage",
+    "HeadNorm",
+    "LastTokenStage",
+    "LayerNormStage",
+    "LinearStage",
+    "LmHeadStage",
+    "MaskKind",
+    "NamedRopeTablesStage",
+    "NamedStage",
+    "RepeatStage",
+    "RmsNormStage",
+    "RopeTableData",
+    "RopeTablesStage",
+    "SaveResidualStage",
+    "SaveStreamStage",
+    "SelfAttentionStage",
+    "SelfAttnPrefillSpec",
+    "SelfAttnPrefillStage",
+    "SequenceStage",
+    "SoftCapStage",
+    "SwiGluMlpStage",
+    "TapStage",
+    "TokenEmbedStage",
+    "UseStreamStage",
+]

@@ -1,0 +1,78 @@
+"""Which keys a query sees. Next: `self_attn_prefill.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rlx.errors import FlowError
+
+if TYPE_CHECKING:
+    from rlx.flow.context import FlowCtx
+    from rlx.flow.value import FlowValue
+
+KINDS = ("none", "causal", "sliding", "bias")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskKind:
+    """A mask, made by one of the four functions below.
+
+    Attributes:
+        kind: "none" (every key), "causal", "sliding" (causal, the last `window` keys) or "bias" (an additive mask).
+        window: for "sliding": how many keys a query sees, its own included.
+        operand: for "bias": the name in `ctx.named` of the additive mask `f32[query, key]`.
+    """
+
+    kind: str = "causal"
+    window: int | None = None
+    operand: str | None = None
+
+    @staticmethod
+    def none() -> MaskKind:
+        """Every query sees every key."""
+        return MaskKind("none")
+
+    @staticmethod
+    def causal() -> MaskKind:
+        """A query sees its own key and the ones before; fewer queries than keys stand at the end."""
+        return MaskKind("causal")
+
+    @staticmethod
+    def sliding(window: int) -> MaskKind:
+        """Causal, and only the last `window` keys, the query's own included."""
+        return MaskKind("sliding", window=window)
+
+    @staticmethod
+    def bias(operand: str) -> MaskKind:
+        """Scores get the additive mask that `ctx.named[operand]` holds."""
+        return MaskKind("bias", operand=operand)
+
+    def resolve(self, ctx: FlowCtx) -> tuple[FlowValue, ...]:
+        """The operands that attention takes beside q, k, v: the additive mask, or nothing.
+
+        Raises:
+            FlowError: the kind is unknown, or lacks its window or operand.
+        """
+        where = str(ctx.location)
+        if self.kind not in KINDS:
+            raise FlowError("unknown mask kind", where=where, found=repr(self.kind), expected=", ".join(KINDS))
+        if self.kind == "sliding" and (type(self.window) is not int or self.window < 1):
+            raise FlowError(
+                "the mask kind sliding needs its operand: a window",
+                where=where,
+                found=f"window = {self.window!r}",
+                expected="a positive number of keys, the query's own included",
+                fix="use MaskKind.sliding(window)",
+            )
+        if self.kind != "bias":
+            return ()
+        if self.operand is None or self.operand not in ctx.named:
+            raise FlowError(
+                "the mask kind bias needs its operand: an additive mask f32[query, key]",
+                where=where,
+                found=f"named[{self.operand!r}] is missing" if self.operand is not None else "operand = None",
+                expected=f"one of: {', '.join(sorted(ctx.named)) or 'nothing is named yet'}",
+                fix="add .input('mask', (query, key), f32) and use MaskKind.bias('mask')",
+            )
+        return (ctx.named[self.operand],)

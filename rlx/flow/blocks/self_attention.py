@@ -1,0 +1,80 @@
+"""Full self-attention: the pieces of the prefill stage with biases, q/k norms and the output projection.
+
+In: `[..., seq, hidden]`. Out: the same shape. Next: `swiglu_mlp.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rlx.flow.blocks.linear import bias_key, load_bias
+from rlx.flow.blocks.self_attn_prefill import SelfAttnPrefillSpec, attend, load_qkv, resolve_rope, rotate
+
+if TYPE_CHECKING:
+    from rlx.flow.context import FlowCtx, Operand
+    from rlx.flow.value import FlowValue
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """RMS norm of each head of q and k, before RoPE.
+
+    Attributes:
+        q_key, k_key: weights `[head_dim]`.
+        eps: added to the mean square.
+        plus_one: scale by 1 + weight, as Gemma does.
+    """
+
+    q_key: str
+    k_key: str
+    eps: float
+    plus_one: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SelfAttentionStage:
+    """Self-attention with its output projection.
+
+    Attributes:
+        spec: what is attended to, and how.
+        o_key: output projection `[hidden, num_heads * head_dim]`.
+        qkv_bias, o_bias: add the biases that stand beside the weights (`...proj.bias`).
+        head_norm: norm of q and k, or None.
+        path: segment of the block path.
+    """
+
+    spec: SelfAttnPrefillSpec
+    o_key: str
+    qkv_bias: bool = False
+    o_bias: bool = False
+    head_norm: HeadNorm | None = None
+    path: str = "self_attn"
+
+    def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
+        """`[..., seq, hidden]` to the same."""
+        spec, norm = self.spec, self.head_norm
+        spec.check(ctx)
+        pair = resolve_rope(ctx, spec, input)
+        weights = load_qkv(ctx, spec, input.width)
+        q = self._project(ctx, input, weights.q)
+        k = self._project(ctx, input, weights.k)
+        v = k if weights.v is None else self._project(ctx, input, weights.v)
+        if norm is not None:
+            q = _normalise(ctx, q, norm.q_key, spec.num_heads, norm)
+            k = _normalise(ctx, k, norm.k_key, spec.num_kv_heads, norm)
+        q = rotate(ctx, q, spec.num_heads, pair, spec.rope_style)
+        k = rotate(ctx, k, spec.num_kv_heads, pair, spec.rope_style)
+        attended = attend(ctx, spec, q, k, v)
+        o_weight = ctx.load_param(self.o_key, transpose=True, shape=(input.width, spec.num_heads * spec.head_dim))
+        return ctx.matmul(
+            attended, o_weight, load_bias(ctx, bias_key(self.o_key), input.width) if self.o_bias else None
+        )
+
+    def _project(self, ctx: FlowCtx, x: FlowValue, weight: Operand) -> FlowValue:
+        return ctx.matmul(x, weight, load_bias(ctx, bias_key(weight.key), weight.shape[1]) if self.qkv_bias else None)
+
+
+def _normalise(ctx: FlowCtx, x: FlowValue, key: str, num_heads: int, norm: HeadNorm) -> FlowValue:
+    weight = ctx.load_plain(key, (x.width // num_heads,))
+    return ctx.op("rms_norm", x, weight, eps=norm.eps, groups=num_heads, plus_one=norm.plus_one)

@@ -1,0 +1,98 @@
+"""How a model is compiled, apart from what it computes: a dataclass that also loads from TOML.
+
+    precision = "exact"
+    fusion = false
+    page_size = 64
+
+Next: `flow.py`, which carries a profile to the blocks; `rlx/compiler.py`, which obeys it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rlx.errors import ModelNotFoundError, OptionError
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("fast", "exact"),
+    "target": ("native", "avx512", "avx2", "portable"),
+}
+_BACKENDS = ("cpu", "reference", "null")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The choices of a compilation.
+
+    Attributes:
+        precision: "fast" (int8 activations for quantised weights, bf16 products where the host has them), or "exact"
+            (float32).
+        fusion: fuse ops into fewer steps.
+        backend: "cpu", "reference" (the NumPy oracle) or "null" (compiles, runs nothing).
+        target: the instruction set, "native" for this host's.
+        page_size: positions per page of the KV cache.
+    """
+
+    precision: str = "fast"
+    fusion: bool = True
+    backend: str = "cpu"
+    target: str = "native"
+    page_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name, choices in (*_CHOICES.items(), ("backend", _BACKENDS)):
+            if getattr(self, name) not in choices:
+                raise OptionError(
+                    f"{name} has a value that is not allowed",
+                    found=repr(getattr(self, name)),
+                    expected=" or ".join(choices),
+                )
+        if type(self.fusion) is not bool:
+            raise OptionError("fusion is a truth value", found=repr(self.fusion), expected="true or false")
+        if type(self.page_size) is not int or not 1 <= self.page_size <= 4096:
+            raise OptionError("page_size is a number of positions", found=repr(self.page_size), expected="1 to 4096")
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, object], where: str | None = None) -> Profile:
+        """A profile from the keys of a parsed file.
+
+        Raises:
+            OptionError: a key is unknown, or a value is not allowed.
+        """
+        known = [field.name for field in fields(Profile)]
+        for key in values:
+            if key not in known:
+                raise OptionError("a profile has no such key", where=where, found=repr(key), expected=", ".join(known))
+        return Profile(**values)  # pyright: ignore[reportArgumentType]  # checked by __post_init__
+
+    @staticmethod
+    def from_toml(text: str, where: str | None = None) -> Profile:
+        """A profile from the text of a TOML file; its keys are the attributes, at the top or under `[profile]`.
+
+        Raises:
+            OptionError: the text is not TOML, a key is unknown, or a value is not allowed.
+        """
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise OptionError("the profile is not TOML", where=where, found=str(error)) from None
+        if isinstance(table.get("profile"), dict) and len(table) == 1:
+            table = table["profile"]
+        return Profile.from_mapping(table, where)
+
+    @staticmethod
+    def load(path: str | Path) -> Profile:
+        """A profile from a TOML file.
+
+        Raises:
+            ModelNotFoundError: the file cannot be read.
+            OptionError: see `from_toml`.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelNotFoundError("the profile cannot be read", where=str(path), found=str(error)) from None
+        return Profile.from_toml(text, str(path))

@@ -1,0 +1,170 @@
+"""Where a flow finds its weights: types at build time, bytes when a program is packed or run.
+
+In: arrays, or an open checkpoint with its tensors renamed. Out: `WeightSource`, the one interface the compiler and the
+reference interpreter read weights through. Keys are those the flow asks for. Next: `context.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.core.dtype import DTYPES, from_numpy
+from rlx.core.type import TensorType
+from rlx.errors import InputError, MissingTensorError, UnsupportedModelError
+from rlx.io.checkpoint import Checkpoint
+
+
+class WeightSource(Protocol):
+    """Weights by key. A linear weight is `[out, in]`, as Hugging Face files have it."""
+
+    def type_of(self, key: str) -> TensorType:
+        """Element type or storage format, and shape in NumPy order.
+
+        Raises:
+            MissingTensorError: there is no such weight.
+        """
+        ...
+
+    def __contains__(self, key: object) -> bool: ...
+
+    def keys(self) -> Iterable[str]:
+        """Every key."""
+        ...
+
+    def raw(self, key: str) -> NDArray[np.uint8]:
+        """The stored bytes, flat.
+
+        Raises:
+            MissingTensorError: there is no such weight.
+        """
+        ...
+
+    def release(self, key: str) -> None:
+        """The bytes are not needed soon; the source may drop them from memory."""
+        ...
+
+
+Packed: TypeAlias = "tuple[TensorType, bytes | NDArray[np.uint8]]"
+
+
+class DictWeights:
+    """Weights held in memory.
+
+    Args:
+        tensors: key to a float32, float16 or bfloat16 array, or to the type and the bytes of a packed tensor.
+
+    Raises:
+        InputError: an array has a dtype RLX has no name for, or bytes do not fit their type.
+    """
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any] | Packed]) -> None:
+        self._types: dict[str, TensorType] = {}
+        self._bytes: dict[str, NDArray[np.uint8]] = {}
+        for key, tensor in tensors.items():
+            self._types[key], self._bytes[key] = (
+                _array(key, tensor) if isinstance(tensor, np.ndarray) else _packed(key, tensor)
+            )
+
+    def type_of(self, key: str) -> TensorType:
+        """See `WeightSource.type_of`."""
+        return self._types[self._known(key)]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._types
+
+    def keys(self) -> Iterable[str]:
+        """Every key."""
+        return self._types.keys()
+
+    def raw(self, key: str) -> NDArray[np.uint8]:
+        """See `WeightSource.raw`."""
+        return self._bytes[self._known(key)]
+
+    def release(self, key: str) -> None:
+        """Nothing to do: the caller owns the memory."""
+
+    def _known(self, key: str) -> str:
+        if key not in self._types:
+            raise MissingTensorError("there is no weight of this name", found=f"no {key!r}")
+        return key
+
+
+def _array(key: str, array: NDArray[Any]) -> tuple[TensorType, NDArray[np.uint8]]:
+    try:
+        dtype = from_numpy(array.dtype)
+    except KeyError:
+        raise InputError(
+            f"the weight {key} has a dtype RLX does not know",
+            found=array.dtype,
+            expected="float32, float16 or bfloat16",
+        ) from None
+    return TensorType(dtype, array.shape), np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _packed(key: str, tensor: Packed) -> tuple[TensorType, NDArray[np.uint8]]:
+    type_, data = tensor
+    raw = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1)
+    if raw.size != type_.nbytes:
+        raise InputError(
+            f"the bytes of {key} do not fit {type_}", found=f"{raw.size} bytes", expected=f"{type_.nbytes} bytes"
+        )
+    return type_, raw
+
+
+class MappedWeights:
+    """The tensors of an open checkpoint under the keys of a flow; nothing is read before `raw`.
+
+    Args:
+        checkpoint: the open file or folder.
+        names: key of the flow to name in the checkpoint; a key may be listed that the checkpoint lacks.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+        self.checkpoint, self._names = checkpoint, names
+
+    def type_of(self, key: str) -> TensorType:
+        """See `WeightSource.type_of`.
+
+        Raises:
+            UnsupportedModelError: the tensor has a type RLX cannot compute with.
+        """
+        name = self._name(key)
+        info = self.checkpoint.tensors[name]
+        if info.dtype.name not in DTYPES:
+            raise UnsupportedModelError(
+                f"tensor {name!r} has a type that RLX cannot compute with",
+                where=str(self.checkpoint.path),
+                found=info.dtype,
+                fix="use a file quantised to one of the types that `rlx inspect` marks as supported",
+            )
+        return TensorType(info.dtype, info.shape)
+
+    def __contains__(self, key: object) -> bool:
+        return self._names.get(str(key)) in self.checkpoint.tensors
+
+    def keys(self) -> Iterable[str]:
+        """Every key whose tensor the checkpoint holds."""
+        return [key for key, name in self._names.items() if name in self.checkpoint.tensors]
+
+    def raw(self, key: str) -> NDArray[np.uint8]:
+        """See `WeightSource.raw`: a view of the mapped file."""
+        return self.checkpoint.data(self._name(key))
+
+    def release(self, key: str) -> None:
+        """See `WeightSource.release`."""
+        self.checkpoint.release(self._name(key))
+
+    def _name(self, key: str) -> str:
+        if key not in self:
+            name = self._names.get(key, key)
+            raise MissingTensorError(
+                "the checkpoint does not hold this tensor",
+                where=str(self.checkpoint.path),
+                found=f"no {name!r}",
+                expected=f"the weight {key}" if name != key else None,
+            )
+        return self._names[key]

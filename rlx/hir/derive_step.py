@@ -1,0 +1,203 @@
+"""From one plain causal forward pass to the step program of generation: cached, ragged, batched.
+
+In: a graph `tokens: i32[batch, seq] -> logits`. Out: a graph over T tokens of any mix of sequences,
+
+    tokens, positions, sequences: i32[T]   page_table: i32[S, P]   logit_rows: i32[R]   k_cache.i, v_cache.i
+    -> logits: f32[R, vocab]   k_cache.i, v_cache.i   and every tap
+
+`[batch, seq, ...]` collapses to `[T, ...]`, attention becomes an append to the paged cache and attention over its
+pages, positions become an input. A value that only the logits need is computed for their R rows alone, from the last op
+that mixes rows on. Which values have rows is found by `row_kinds.py`; next: `rlx/mir/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlx.core.dim import Dim, Shape, Size
+from rlx.core.dtype import i32
+from rlx.core.graph import AttrValue, Graph, GraphBuilder, Location, Node, Value
+from rlx.core.rewrite import eliminate_dead
+from rlx.core.type import TensorType
+from rlx.errors import FlowError, ShapeError
+from rlx.hir.row_kinds import Kind, RowKinds, refuse, row_kinds
+from rlx.ops.attention import cache_types
+from rlx.ops.op import Emitter, int_attr
+
+TOKENS, SEQUENCES, PAGES_OF_SEQUENCE = Dim("T"), Dim("S"), Dim("P")
+LOGIT_ROWS, PAGES = Dim("R", min=0), Dim("N")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """The cache of one attention layer.
+
+    Attributes:
+        num_kv_heads, head_dim: sizes of a page entry.
+        window: keys a query sees, its own included; None for all.
+    """
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedStep:
+    """A derived step.
+
+    Attributes:
+        graph: the step program.
+        layers: the caches `k_cache.i` and `v_cache.i` of each attention layer, in order.
+        page_size: positions per page.
+    """
+
+    graph: Graph
+    layers: tuple[LayerCache, ...]
+    page_size: int
+
+    @property
+    def bytes_per_page(self) -> int:
+        """Bytes of one page in all layers, keys and values."""
+        return sum(2 * 4 * layer.num_kv_heads * layer.head_dim * self.page_size for layer in self.layers)
+
+
+def derive_step(graph: Graph, page_size: int = 32) -> DerivedStep:
+    """The step program of a plain causal forward pass.
+
+    Args:
+        graph: one input `tokens`, an output `logits`, causal or sliding attention; other outputs (taps) stay and have
+            a row for each of the T tokens.
+        page_size: positions per page of the cache.
+
+    Raises:
+        FlowError: the flow cannot be stepped; the message names the node that stands in the way.
+    """
+    graph = eliminate_dead(graph)
+    rows = row_kinds(graph)
+    outputs = dict(graph.outputs)
+    logits = outputs.get("logits")
+    if logits is None or rows[logits] not in (Kind.TOKEN, Kind.LAST) or len(rows.inner(logits)) != 1:
+        raise FlowError(
+            "a step program needs logits for each token",
+            where=graph.name,
+            found=", ".join(f"{name}: {value.type}" for name, value in graph.outputs),
+            expected="logits: f32[batch, seq, vocab]",
+            fix="end the flow with .lm_head(...)",
+        )
+    return _Derivation(graph, rows, page_size).run()
+
+
+def needed_for_all(graph: Graph, rows: RowKinds) -> set[Value]:
+    """The values that have to be computed for all T tokens: attention and taps need them, directly or not."""
+    wide = {value for name, value in graph.outputs if name != "logits" and rows[value] is not Kind.LAST}
+    for node in reversed(graph.nodes):
+        if node.op == "attention" or any(value in wide for value in node.outputs):
+            wide.update(value for value in node.inputs if rows[value] is not Kind.STATIC)
+    return wide
+
+
+class _Derivation:
+    """The step graph under construction.
+
+    `full` has the plain values at all T tokens (or static), `few` those at the R logit rows; some are in both.
+    """
+
+    def __init__(self, graph: Graph, rows: RowKinds, page_size: int) -> None:
+        self.graph, self.rows, self.page_size = graph, rows, page_size
+        self.builder = GraphBuilder(f"{graph.name}_step")
+        self.full: dict[Value, Value] = {rows.tokens: self.builder.input("tokens", TensorType(i32, (TOKENS,)))}
+        self.few: dict[Value, Value] = {}
+        self.positions = self.builder.input("positions", TensorType(i32, (TOKENS,)))
+        self.sequences = self.builder.input("sequences", TensorType(i32, (TOKENS,)))
+        self.page_table = self.builder.input("page_table", TensorType(i32, (SEQUENCES, PAGES_OF_SEQUENCE)))
+        self.logit_rows = self.builder.input("logit_rows", TensorType(i32, (LOGIT_ROWS,)))
+        self.layers: list[LayerCache] = []
+        self.caches: list[tuple[str, Value]] = []
+
+    def run(self) -> DerivedStep:
+        """Emit every node, then name the outputs."""
+        wide = needed_for_all(self.graph, self.rows)
+        for node in self.graph.nodes:
+            self.derive(node, wide)
+        producers = self.graph.producers()
+        for name, value in self.graph.outputs:
+            few = name == "logits" or self.rows[value] is Kind.LAST
+            location = producers[value].location if value in producers else Location(name)
+            self.builder.output(name, self.at_logit_rows(value, location) if few else self.full[value])
+        for name, value in self.caches:
+            self.builder.output(name, value)
+        return DerivedStep(self.builder.build(), tuple(self.layers), self.page_size)
+
+    def derive(self, node: Node, wide: set[Value]) -> None:
+        """The node of the step program for a node of the plain one."""
+        if self.rows[node.outputs[0]] is Kind.STATIC:
+            types = [value.type for value in node.outputs]
+            operands = [self.full[value] for value in node.inputs]
+            made = self.builder.append(node.op, operands, node.attrs, types, node.location)
+            self.full.update(zip(node.outputs, made, strict=True))
+        elif node.op == "positions":
+            self.full[node.output] = self.positions
+        elif node.op == "last_token":
+            self.few[node.output] = self.at_logit_rows(node.inputs[0], node.location)
+        elif node.op == "attention":
+            self.full[node.output] = self.cached_attention(node)
+        elif any(value in wide for value in node.outputs):
+            operands = [self.full[value] for value in node.inputs]
+            self.full.update(zip(node.outputs, self.collapsed(node, operands, TOKENS), strict=True))
+        else:
+            operands = [self.at_logit_rows(value, node.location) for value in node.inputs]
+            self.few.update(zip(node.outputs, self.collapsed(node, operands, LOGIT_ROWS), strict=True))
+
+    def at_logit_rows(self, value: Value, location: Location) -> Value:
+        """A value at the logit rows; gathered once if it exists for all tokens."""
+        if self.rows[value] is Kind.STATIC:
+            return self.full[value]
+        if value not in self.few:
+            self.few[value] = Emitter(self.builder, location)("take_rows", self.full[value], self.logit_rows)
+        return self.few[value]
+
+    def collapsed(self, node: Node, operands: list[Value], count: Size) -> tuple[Value, ...]:
+        """The node over `[count, inner...]` in place of `[batch, seq, inner...]`."""
+        attrs = {**node.attrs, **_collapsed_attrs(node, self.rows, count)}
+        try:
+            results = Emitter(self.builder, node.location).many(node.op, *operands, **attrs)
+        except ShapeError as error:
+            refuse(node, f"{node.op} does not work on rows of tokens ({error.what})")
+        for plain, result in zip(node.outputs, results, strict=True):
+            if result.type != plain.type.with_shape((count, *self.rows.inner(plain))):
+                refuse(node, f"{node.op} does not keep one row for each token")
+        return results
+
+    def cached_attention(self, node: Node) -> Value:
+        """Append k and v of the tokens to the cache, then attend over its pages."""
+        q, k, v = (self.full[value] for value in node.inputs)
+        num_kv_heads = int_attr(node.attrs, "num_kv_heads")
+        head_dim = node.inputs[1].type.shape[-1]
+        head_dim = head_dim // num_kv_heads if isinstance(head_dim, int) else refuse(node, "the width is symbolic")
+        window = int_attr(node.attrs, "window") if node.attrs["mask"] == "sliding" else None
+        names = [f"{half}_cache.{len(self.layers)}" for half in "kv"]
+        types = cache_types(PAGES, num_kv_heads, head_dim, self.page_size)
+        caches = [self.builder.input(name, type_) for name, type_ in zip(names, types, strict=True)]
+        emit = Emitter(self.builder, node.location)
+        index = (self.positions, self.sequences, self.page_table)
+        updated = emit.many("cache_append", *caches, k, v, *index)
+        self.layers.append(LayerCache(num_kv_heads, head_dim, window))
+        self.caches += zip(names, updated, strict=True)
+        attrs = {name: node.attrs[name] for name in ("num_heads", "num_kv_heads", "scale", "softcap")}
+        return emit("paged_attention", q, *updated, *index, **attrs, window=window)
+
+
+def _collapsed_attrs(node: Node, rows: RowKinds, count: Size) -> dict[str, AttrValue]:
+    """The attributes that speak of axes, for one row axis in place of `row_axes`."""
+    if node.op in ("reshape", "broadcast"):
+        shape: Shape = (count, *rows.inner(node.output))
+        return {"shape": shape}
+    if node.op not in ("transpose", "slice", "concat"):
+        return {}
+    extra = rows.row_axes(node.output) - 1
+    if node.op == "transpose":
+        axes = node.attrs["axes"]
+        inner = axes[extra + 1 :] if isinstance(axes, tuple) else ()
+        return {"axes": (0, *(axis - extra for axis in inner if isinstance(axis, int)))}
+    return {"axis": int_attr(node.attrs, "axis") - extra}

@@ -1,0 +1,71 @@
+"""The numbers of the GGUF specification: tensor types and the types of metadata values.
+
+Every tensor type of ggml is listed with its block, also those RLX cannot compute with, so that any file can be
+inspected. Source: ggml.h (`enum ggml_type`) and docs/gguf.md of the ggml project. Used by `gguf.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlx.core import dtype
+from rlx.core.dtype import DType
+
+
+def _listed(name: str, block_size: int, block_bytes: int) -> DType:
+    """A type that is known by size only."""
+    return DType(name, "packed", block_size, block_bytes)
+
+
+GGML_TYPES: dict[int, DType] = {
+    0: dtype.f32,
+    1: dtype.f16,
+    2: dtype.q4_0,
+    3: dtype.q4_1,
+    6: _listed("q5_0", 32, 22),
+    7: _listed("q5_1", 32, 24),
+    8: dtype.q8_0,
+    9: _listed("q8_1", 32, 36),
+    10: _listed("q2_k", 256, 84),
+    11: _listed("q3_k", 256, 110),
+    12: _listed("q4_k", 256, 144),
+    13: _listed("q5_k", 256, 176),
+    14: _listed("q6_k", 256, 210),
+    15: _listed("q8_k", 256, 292),
+    16: _listed("iq2_xxs", 256, 66),
+    17: _listed("iq2_xs", 256, 74),
+    18: _listed("iq3_xxs", 256, 98),
+    19: _listed("iq1_s", 256, 50),
+    20: _listed("iq4_nl", 32, 18),
+    21: _listed("iq3_s", 256, 110),
+    22: _listed("iq2_s", 256, 82),
+    23: _listed("iq4_xs", 256, 136),
+    24: dtype.i8,
+    25: dtype.i16,
+    26: dtype.i32,
+    27: dtype.i64,
+    28: dtype.f64,
+    29: _listed("iq1_m", 256, 56),
+    30: dtype.bf16,
+    34: _listed("tq1_0", 256, 54),
+    35: _listed("tq2_0", 256, 66),
+    39: _listed("mxfp4", 32, 17),
+    40: _listed("nvfp4", 64, 36),
+    41: _listed("q1_0", 128, 18),
+}
+
+# Types of metadata values.
+BOOL, STRING, ARRAY = 7, 8, 9
+SCALARS: dict[int, np.dtype] = {
+    0: np.dtype("<u1"),
+    1: np.dtype("<i1"),
+    2: np.dtype("<u2"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<u4"),
+    5: np.dtype("<i4"),
+    6: np.dtype("<f4"),
+    BOOL: np.dtype("<u1"),
+    10: np.dtype("<u8"),
+    11: np.dtype("<i8"),
+    12: np.dtype("<f8"),
+}

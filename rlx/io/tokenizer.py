@@ -1,0 +1,238 @@
+"""Text to token ids and back, and ids to text as they arrive.
+
+In goes a GGUF file or a folder with a tokenizer.json, out comes a `Tokenizer`. Splitting and merging are done by the
+`tokenizers` library; ids become text here, from the bytes of each token, so that a stream of pieces and the decoding
+of the whole agree. The builders are in `tokenizer_gguf.py` and `tokenizer_folder.py`. Next: `chat_template.py`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlx.errors import InputError
+from rlx.io.byte_level import symbol_bytes
+
+if TYPE_CHECKING:
+    from rlx.io.checkpoint import Checkpoint
+    from rlx.io.gguf import GGUFFile
+
+TokenStyle = Literal["byte_level", "sentencepiece", "wordpiece"]
+
+# Tokens that end a turn or a text, by their text: no file format marks them all.
+END_OF_TURN = frozenset(
+    (
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<|endoftext|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|eot|>",
+        "<EOT>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<|end_of_turn|>",
+        "<end_of_utterance>",
+        "</s>",
+        "<eos>",
+    )
+)
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFacts:
+    """What a builder found out about a vocabulary.
+
+    Attributes:
+        style: how a vocabulary entry spells its bytes.
+        bos_id: beginning-of-sequence token, or None.
+        eos_ids: every token that ends a text or a turn.
+        special_ids: control tokens, which `decode` skips.
+        added_ids: tokens whose entry is plain text rather than symbols of the style.
+        prefix_ids, suffix_ids: what `encode(add_special=True)` puts around a text.
+        post_process: the library's post-processor puts it there instead.
+        leading_space: a space was put before the text, so that decoding takes one away.
+        symbols: the vocabulary by id; empty to ask the library.
+    """
+
+    style: TokenStyle
+    bos_id: int | None
+    eos_ids: frozenset[int]
+    special_ids: frozenset[int]
+    added_ids: frozenset[int] = frozenset()
+    prefix_ids: tuple[int, ...] = ()
+    suffix_ids: tuple[int, ...] = ()
+    post_process: bool = False
+    leading_space: bool = False
+    symbols: Sequence[str] = field(default=(), repr=False)
+
+
+class Tokenizer:
+    """A vocabulary with its rules.
+
+    Attributes:
+        bos_id: beginning-of-sequence token, or None.
+        eos_ids: tokens that end a text or a turn.
+        special_ids: control tokens.
+        vocab_size: number of ids.
+        backend: the `tokenizers.Tokenizer`.
+    """
+
+    def __init__(self, backend: Any, facts: TokenizerFacts) -> None:
+        self.backend, self._facts = backend, facts
+        self.bos_id, self.eos_ids, self.special_ids = facts.bos_id, facts.eos_ids, facts.special_ids
+        self.vocab_size: int = len(facts.symbols) or int(backend.get_vocab_size(with_added_tokens=True))
+        self._bytes: dict[int, bytes] = {}
+        self._literal: Any = None
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """The token ids of a text.
+
+        Args:
+            text: any Unicode text.
+            add_special: put the beginning and end tokens around it where the model wants them.
+            parse_special: read the spelling of a control token in the text as that token; False for text that is
+                not trusted, where it stays text.
+
+        Raises:
+            InputError: the text is not a string or holds half a surrogate pair.
+        """
+        backend = self.backend if parse_special else self._literal_backend()
+        try:
+            ids: list[int] = backend.encode(text, add_special_tokens=add_special and self._facts.post_process).ids
+        except (TypeError, UnicodeEncodeError):
+            raise InputError(
+                "this is not text that can be tokenised", found=repr(text)[:80], expected="a string of whole characters"
+            ) from None
+        if add_special and not self._facts.post_process:
+            return [*self._facts.prefix_ids, *ids, *self._facts.suffix_ids]
+        return ids
+
+    def _literal_backend(self) -> Any:
+        """A second tokenizer over the same model that does not recognise control tokens."""
+        if self._literal is None:
+            from tokenizers import Tokenizer as Backend
+
+            literal = Backend.from_str(self.backend.to_str())
+            literal.encode_special_tokens = True
+            self._literal = literal
+        return self._literal
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token stands for; empty for an id without an entry (vocabularies are padded to round sizes).
+
+        Raises:
+            InputError: the id is negative.
+        """
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._spell(token_id)
+        return known
+
+    def _spell(self, token_id: int) -> bytes:
+        if token_id < 0:
+            raise InputError("a token id cannot be negative", found=token_id)
+        facts = self._facts
+        if facts.symbols:
+            symbol = facts.symbols[token_id] if token_id < len(facts.symbols) else None
+        else:
+            symbol = self.backend.id_to_token(token_id)
+        if symbol is None:
+            return b""
+        if token_id in facts.added_ids:
+            return symbol.encode()
+        if facts.style == "byte_level":
+            return symbol_bytes(symbol)
+        if facts.style == "wordpiece":
+            return symbol[2:].encode() if symbol.startswith("##") else b" " + symbol.encode()
+        byte = _BYTE_PIECE.fullmatch(symbol)
+        return bytes([int(byte[1], 16)]) if byte else symbol.replace("\u2581", " ").encode()
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> str:
+        """The text of token ids. Bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids.
+            skip_special: leave control tokens out.
+            continuation: the ids follow other text, so a leading space is kept.
+        """
+        stream = self.stream(skip_special=skip_special, continuation=continuation)
+        return "".join([stream.push(token_id) for token_id in ids]) + stream.flush()
+
+    def stream(self, *, skip_special: bool = True, continuation: bool = False) -> DecodeStream:
+        """A decoder for ids that arrive one by one; arguments as for `decode`."""
+        return DecodeStream(self, skip_special, self._facts.leading_space and not continuation)
+
+
+class DecodeStream:
+    """Turns ids into text piece by piece; the pieces together are the decoding of the whole.
+
+    A character whose bytes are spread over tokens appears when its last byte has arrived.
+    """
+
+    __slots__ = ("_decoder", "_skip_special", "_strip_space", "_tokenizer")
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, strip_space: bool) -> None:
+        self._tokenizer, self._skip_special, self._strip_space = tokenizer, skip_special, strip_space
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """Take one id and give the text that became complete, often none."""
+        if self._skip_special and token_id in self._tokenizer.special_ids:
+            return ""
+        return self._emit(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+
+    def flush(self) -> str:
+        """End the text: bytes still held back become U+FFFD."""
+        return self._emit(self._decoder.decode(b"", final=True))
+
+    def _emit(self, text: str) -> str:
+        if text and self._strip_space:
+            self._strip_space = False
+            return text.removeprefix(" ")
+        return text
+
+
+def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer:
+    """Build the tokenizer a GGUF file describes in its `tokenizer.ggml.*` metadata.
+
+    Raises:
+        TokenizerError: the description is missing, damaged, or of a kind RLX does not know.
+    """
+    from rlx.io.tokenizer_gguf import build
+
+    return build(file)
+
+
+def tokenizer_from_folder(path: str | Path) -> Tokenizer:
+    """Build the tokenizer of a Hugging Face folder from its tokenizer.json and configuration files.
+
+    Raises:
+        TokenizerError: the files are missing or damaged.
+    """
+    from rlx.io.tokenizer_folder import build
+
+    return build(Path(path))
+
+
+def tokenizer_from(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of an opened model file or folder.
+
+    Raises:
+        TokenizerError: see `tokenizer_from_gguf` and `tokenizer_from_folder`.
+    """
+    from rlx.io.gguf import GGUFFile
+
+    if isinstance(checkpoint, GGUFFile):
+        return tokenizer_from_gguf(checkpoint)
+    return tokenizer_from_folder(checkpoint.path)

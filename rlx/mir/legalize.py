@@ -1,0 +1,114 @@
+"""Break every op the backend has no kernel for into ops it has. Next: `fuse_elementwise.py`.
+
+Single scalar ops become `elementwise` expressions here, and operands that do not line up with the result are expanded
+by `broadcast`, so that later passes and kernels see one form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlx.core.backend import Backend, KernelPlan
+from rlx.core.dtype import DType
+from rlx.core.graph import Graph, GraphBuilder, Node, Value
+from rlx.errors import UnsupportedOpError
+from rlx.ops.elementwise import SCALAR_OPS, print_expression
+from rlx.ops.op import Emitter, Missing, lookup
+
+FREE = frozenset({"parameter", "constant", "reshape"})
+"""Ops that need no kernel."""
+
+
+def legalize(graph: Graph, backend: Backend) -> Graph:
+    """A graph of kernels.
+
+    Raises:
+        UnsupportedOpError: an op has neither a kernel nor a decomposition; the message gives both reasons.
+    """
+    builder = GraphBuilder(graph.name, list(graph.inputs))
+    backend = _WeightAware(backend, {node.output for node in graph.nodes if node.op == "parameter"})
+    values: dict[Value, Value] = {value: value for _, value in graph.inputs}
+    for node in graph.nodes:
+        results = _node(builder, backend, node, tuple(values[value] for value in node.inputs))
+        values.update(zip(node.outputs, results, strict=True))
+    for name, value in graph.outputs:
+        builder.output(name, values[value])
+    return builder.build()
+
+
+def _node(builder: GraphBuilder, backend: Backend, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
+    emit = Emitter(builder, node.location)
+    if node.op in SCALAR_OPS:
+        return _scalar(builder, backend, node, inputs)
+    candidate = Node(node.op, inputs, node.attrs, node.outputs, node.location)
+    if node.op in FREE or (reason := backend.why_not(candidate)) is None:
+        builder.nodes.append(candidate)
+        return node.outputs
+    if node.op == "elementwise":
+        return _expanded(builder, candidate)
+    rule = lookup(node.op).decompose
+    if isinstance(rule, Missing):
+        raise UnsupportedOpError(
+            f"the {backend.name} backend cannot run {node.op}",
+            where=str(node.location),
+            found=reason,
+            expected=f"a decomposition ({rule.reason})",
+        )
+    inner = GraphBuilder(builder.name)
+    results = rule(Emitter(inner, emit.location), inputs, node.attrs)
+    return _inline(builder, backend, inner, results)
+
+
+@dataclass(frozen=True, slots=True)
+class _WeightAware:
+    """A backend that also refuses to pack an operand which is computed and not a weight."""
+
+    backend: Backend
+    weights: set[Value]
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    def why_not(self, node: Node) -> str | None:
+        reason = self.backend.why_not(node)
+        if reason is not None:
+            return reason
+        for position in self.backend.plan(node).layouts:
+            if node.inputs[position] not in self.weights:
+                return f"operand {position} has to be a weight, because the kernel packs it"
+        return None
+
+    def plan(self, node: Node) -> KernelPlan:
+        return self.backend.plan(node)
+
+    def quantizes(self, weight: DType) -> bool:
+        return self.backend.quantizes(weight)
+
+
+def _inline(builder: GraphBuilder, backend: Backend, inner: GraphBuilder, results: Sequence[Value]) -> list[Value]:
+    values: dict[Value, Value] = {}
+    for node in inner.nodes:
+        inputs = tuple(values.get(value, value) for value in node.inputs)
+        values.update(zip(node.outputs, _node(builder, backend, node, inputs), strict=True))
+    return [values.get(value, value) for value in results]
+
+
+def _scalar(builder: GraphBuilder, backend: Backend, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
+    expression = print_expression((node.op, tuple(range(len(inputs)))))
+    attrs = {"expression": expression, "dtype": node.output.type.dtype}
+    fused = Node("elementwise", inputs, attrs, node.outputs, node.location)
+    if backend.why_not(fused) is None:
+        builder.nodes.append(fused)
+        return node.outputs
+    return _expanded(builder, fused)
+
+
+def _expanded(builder: GraphBuilder, node: Node) -> Sequence[Value]:
+    """Broadcast every operand to the shape of the result."""
+    emit, shape = Emitter(builder, node.location), node.output.type.shape
+    inputs = [v if v.type.shape == shape else emit("broadcast", v, shape=shape) for v in node.inputs]
+    return emit.many("elementwise", *inputs, **node.attrs)
+
+

@@ -1,0 +1,375 @@
+"""attention, repeat_kv: scaled dot-product attention over grouped heads.
+
+Order (Gemma 2 report; transformers' eager attention): scale, then soft cap, then mask, then softmax. Heads lie side
+by side in the last axis; query head h reads KV head h // (num_heads / num_kv_heads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlx.core.dim import Dim, Size, bounds
+from rlx.core.dtype import f32, i32
+from rlx.core.graph import Attrs, Value
+from rlx.core.type import TensorType
+from rlx.errors import InputError, ShapeError
+from rlx.ops.op import (
+    Array,
+    Attribute,
+    Cost,
+    Emitter,
+    Missing,
+    OpDef,
+    Sample,
+    Types,
+    check_arity,
+    check_index,
+    float_attr,
+    int_attr,
+    optional_float,
+    register,
+    static_axis,
+)
+
+MASKS = ("none", "causal", "sliding", "bias")
+SEQ = Dim("seq", max=64)
+
+HEAD_ATTRIBUTES = (
+    Attribute("num_heads", "query heads"),
+    Attribute("num_kv_heads", "key and value heads"),
+    Attribute("scale", "factor of the scores"),
+    Attribute("softcap", "bound of the scores, none for no bound", None),
+    Attribute("window", "keys a query sees, its own included, for sliding masks", None),
+)
+
+
+def check_heads(q: TensorType, kv_width: int | None, attrs: Attrs) -> int:
+    """Check the head counts against the widths; gives head_dim.
+
+    Raises:
+        ShapeError: heads do not divide, there are no KV heads, or widths differ.
+    """
+    heads, kv_heads = int_attr(attrs, "num_heads"), int_attr(attrs, "num_kv_heads")
+    width = static_axis(q, -1, "the width of q")
+    if kv_heads < 1 or heads < 1 or heads % kv_heads:
+        raise ShapeError("num_heads has to be a multiple of num_kv_heads", found=f"{heads} heads, {kv_heads} KV heads")
+    if width % heads or (kv_width is not None and kv_width != width // heads * kv_heads):
+        raise ShapeError("widths do not fit the heads", found=f"q {width}, k {kv_width}, {heads}/{kv_heads} heads")
+    float_attr(attrs, "scale")
+    cap, window = optional_float(attrs, "softcap"), attrs["window"]
+    if cap is not None and not cap > 0:
+        raise ShapeError("a soft cap has to be positive", found=repr(cap), fix="give none to cap nothing")
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
+        raise ShapeError("a window has to be a positive number of keys", found=repr(window))
+    return width // heads
+
+
+def _infer_attention(types: Types, attrs: Attrs) -> Types:
+    mask = attrs["mask"]
+    if mask not in MASKS:
+        raise ShapeError("unknown mask kind", found=repr(mask), expected=", ".join(MASKS))
+    if mask == "bias" and len(types) != 4:
+        raise ShapeError("the mask kind bias needs its operand", fix="pass the additive mask [query, key] as 4th input")
+    if mask == "sliding" and attrs["window"] is None:
+        raise ShapeError("the mask kind sliding needs its window", fix="give the attribute window")
+    check_arity(types, 4 if mask == "bias" else 3)
+    q, k, v = types[:3]
+    if any(type_.dtype != f32 or type_.rank < 2 for type_ in types[:3]) or k != v or q.shape[:-2] != k.shape[:-2]:
+        raise ShapeError("attention takes float32 q, k, v [..., seq, heads*head_dim]")
+    check_heads(q, static_axis(k, -1, "the width of k"), attrs)
+    queries, keys = q.shape[-2], k.shape[-2]
+    if mask in ("causal", "sliding") and _certainly_more(queries, keys):
+        raise ShapeError("a causal mask needs at least as many keys as queries", found=f"{queries} > {keys}")
+    if mask == "bias" and types[3] != TensorType(f32, (queries, keys)):
+        raise ShapeError("the mask has to be f32[query, key]", found=str(types[3]))
+    return (q,)
+
+
+def _certainly_more(left: Size, right: Size) -> bool:
+    return bounds(left - right)[0] > 0
+
+
+def causal_mask(positions: Array, keys: Array, window: int | None) -> Array:
+    """True where a query at `positions[i]` sees the key at `keys[j]`."""
+    distance = positions[:, None] - keys[None, :]
+    return (distance >= 0) & (distance < (window if window is not None else np.iinfo(np.int32).max))
+
+
+def grouped_attention(q: Array, k: Array, v: Array, seen: Array | None, attrs: Mapping[str, Any]) -> Array:
+    """q [Sq, heads*D], k and v [Sk, kv_heads*D], `seen` bool or an additive mask [Sq, Sk]; gives [Sq, heads*D]."""
+    heads, kv_heads = attrs["num_heads"], attrs["num_kv_heads"]
+    group = heads // kv_heads
+    queries = q.reshape(q.shape[0], kv_heads, group, -1)
+    keys, values = (x.reshape(x.shape[0], kv_heads, -1) for x in (k, v))
+    scores = np.einsum("ihgd,jhd->hgij", queries, keys) * attrs["scale"]
+    if attrs["softcap"] is not None:
+        scores = attrs["softcap"] * np.tanh(scores / attrs["softcap"])
+    if seen is not None:
+        scores = np.where(seen, scores, -np.inf) if seen.dtype == np.bool_ else scores + seen
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    return np.einsum("hgij,jhd->ihgd", weights, values).reshape(q.shape).astype(q.dtype)
+
+
+def _reference_attention(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    q, k, v = inputs[:3]
+    queries, keys = q.shape[-2], k.shape[-2]
+    seen: Array | None = None
+    if attrs["mask"] == "bias":
+        seen = inputs[3]
+    elif attrs["mask"] != "none":
+        if queries > keys:
+            raise InputError("a causal mask needs at least as many keys as queries", found=f"{queries} > {keys}")
+        window = attrs["window"] if attrs["mask"] == "sliding" else None
+        index: Array = np.arange(int(keys))
+        seen = causal_mask(index[int(keys - queries) :], index, window)
+    flat = [x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)]
+    rows = [grouped_attention(a, b, c, seen, attrs) for a, b, c in zip(*flat, strict=True)]
+    return (np.stack(rows).reshape(q.shape),)
+
+
+def _decompose_attention(emit: Emitter, inputs: tuple[Value, ...], attrs: Attrs) -> Sequence[Value]:
+    q, k, v = inputs[:3]
+    heads, kv_heads = int_attr(attrs, "num_heads"), int_attr(attrs, "num_kv_heads")
+    head_dim = static_axis(q.type, -1, "the width of q") // heads
+    group, lead = heads // kv_heads, q.type.shape[:-2]
+    queries, keys = q.type.shape[-2], k.type.shape[-2]
+    axes = tuple(range(len(lead)))
+    n = len(lead)
+    q = emit("reshape", q, shape=(*lead, queries, kv_heads, group, head_dim))
+    q = emit("transpose", q, axes=(*axes, n + 1, n + 2, n, n + 3))
+    k = emit("reshape", k, shape=(*lead, keys, kv_heads, 1, head_dim))
+    k = emit("transpose", k, axes=(*axes, n + 1, n + 2, n + 3, n))
+    v = emit("reshape", v, shape=(*lead, keys, kv_heads, 1, head_dim))
+    v = emit("transpose", v, axes=(*axes, n + 1, n + 2, n, n + 3))
+    scores = emit("mul", emit("matmul", q, k), _scalar(emit, float_attr(attrs, "scale")))
+    cap = optional_float(attrs, "softcap")
+    if cap is not None:
+        scores = emit("soft_cap", scores, cap=cap)
+    if attrs["mask"] == "bias":
+        scores = emit("add", scores, inputs[3])
+    elif attrs["mask"] != "none":
+        scores = _masked(emit, scores, queries, keys, attrs)
+    result = emit("matmul", emit("softmax", scores), v)
+    result = emit("transpose", result, axes=(*axes, n + 2, n, n + 1, n + 3))
+    return (emit("reshape", result, shape=(*lead, queries, heads * head_dim)),)
+
+
+def _masked(emit: Emitter, scores: Value, queries: Size, keys: Size, attrs: Attrs) -> Value:
+    row = emit("reshape", emit("cast", emit("iota", size=queries), dtype=f32), shape=(queries, 1))
+    column = emit("reshape", emit("cast", emit("iota", size=keys), dtype=f32), shape=(1, keys))
+    # the last query stands at the last key; a distance is exact in float32 up to 2^24 positions
+    offset = emit("reduce_max", emit("reshape", column, shape=(1, keys)))
+    last = emit("reduce_max", emit("reshape", row, shape=(1, queries)))
+    distance = emit("sub", emit("add", row, emit("sub", offset, last)), column)
+    hidden = _scalar(emit, float("-inf"))
+    scores = emit("select", emit("less_equal", _scalar(emit, 0.0), distance), scores, hidden)
+    if attrs["mask"] == "sliding":
+        scores = emit("select", emit("less", distance, _scalar(emit, float(int_attr(attrs, "window")))), scores, hidden)
+    return scores
+
+
+def _scalar(emit: Emitter, value: float) -> Value:
+    return emit("constant", dtype=f32, shape=(), values=(value,))
+
+
+def attention_cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
+    """Two products of every query with every key, masked ones included."""
+    q, k = inputs[:2]
+    flops = 4 * q.num_elements * k.shape[-2]
+    moved = q.nbytes + k.nbytes + inputs[2].nbytes + outputs[0].nbytes
+    return Cost(flops, moved)
+
+
+def _attention_samples() -> Sequence[Sample]:
+    def case(name: str, queries: Size = SEQ, extra: Types = (), **attrs: Any) -> Sample:
+        q, kv = TensorType(f32, (2, queries, 6 * 16)), TensorType(f32, (2, SEQ, 2 * 16))
+        complete = {"num_heads": 6, "num_kv_heads": 2, "scale": 0.25, **attrs}
+        return Sample(name, (q, kv, kv, *extra), complete, {"seq": 9}, tolerance=1e-5)
+
+    return (
+        case("full", mask="none"),
+        case("causal"),
+        case("sliding", mask="sliding", window=4),
+        case("softcap", softcap=2.0),
+        case("fewer_queries", queries=5),
+        case("bias", mask="bias", extra=(TensorType(f32, (SEQ, SEQ)),)),
+    )
+
+
+attention = register(
+    OpDef(
+        "attention",
+        "softmax(mask(cap(q k^T * scale))) v over grouped heads; fewer queries than keys stand at the end.",
+        _infer_attention,
+        _reference_attention,
+        _decompose_attention,
+        _attention_samples,
+        (*HEAD_ATTRIBUTES, Attribute("mask", "none, causal, sliding or bias (an additive operand)", "causal")),
+        cost=attention_cost,
+    )
+)
+
+
+def _infer_repeat_kv(types: Types, attrs: Attrs) -> Types:
+    check_arity(types, 1)
+    heads, repeats = int_attr(attrs, "num_kv_heads"), int_attr(attrs, "repeats")
+    width = static_axis(types[0], -1, "the width of k or v")
+    if heads < 1 or width % heads or repeats < 1:
+        raise ShapeError("num_kv_heads has to divide the width", found=f"{heads} of {width}")
+    return (types[0].with_shape((*types[0].shape[:-1], width * repeats)),)
+
+
+def _reference_repeat_kv(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    x = inputs[0].reshape(*inputs[0].shape[:-1], attrs["num_kv_heads"], -1)
+    return (np.repeat(x, attrs["repeats"], axis=-2).reshape(*inputs[0].shape[:-1], -1),)
+
+
+def _decompose_repeat_kv(emit: Emitter, inputs: tuple[Value, ...], attrs: Attrs) -> Sequence[Value]:
+    lead, width = inputs[0].type.shape[:-1], static_axis(inputs[0].type, -1, "the width of k or v")
+    heads, repeats = int_attr(attrs, "num_kv_heads"), int_attr(attrs, "repeats")
+    x = emit("reshape", inputs[0], shape=(*lead, heads, 1, width // heads))
+    x = emit("broadcast", x, shape=(*lead, heads, repeats, width // heads))
+    return (emit("reshape", x, shape=(*lead, width * repeats)),)
+
+
+repeat_kv = register(
+    OpDef(
+        "repeat_kv",
+        "Each KV head repeated for its query heads, for backends that cannot index.",
+        _infer_repeat_kv,
+        _reference_repeat_kv,
+        _decompose_repeat_kv,
+        lambda: (Sample("heads", (TensorType(f32, (SEQ, 24)),), {"num_kv_heads": 2, "repeats": 3}, {"seq": 5}),),
+        (Attribute("num_kv_heads", "KV heads in the operand"), Attribute("repeats", "query heads per KV head")),
+    )
+)
+
+# ---- the paged form, used by the step program ----
+
+
+def cache_types(pages: Size, num_kv_heads: int, head_dim: int, page_size: int) -> tuple[TensorType, TensorType]:
+    """Types of the key cache [pages, heads, head_dim, page_size] and value cache [pages, heads, page_size, head_dim].
+
+    Keys lie transposed within a page, so that one vector holds the same dim of consecutive positions.
+    """
+    return (
+        TensorType(f32, (pages, num_kv_heads, head_dim, page_size)),
+        TensorType(f32, (pages, num_kv_heads, page_size, head_dim)),
+    )
+
+
+def _check_cache(k_cache: TensorType, v_cache: TensorType, index: Types) -> tuple[int, int, int]:
+    sizes = [static_axis(k_cache, axis, "a cache axis") for axis in (1, 2, 3)]
+    if v_cache.shape != (k_cache.shape[0], sizes[0], sizes[2], sizes[1]):
+        raise ShapeError("key and value cache do not fit", found=f"{k_cache} and {v_cache}")
+    positions, sequences, page_table = index
+    if any(type_.dtype != i32 for type_ in index) or positions != sequences or page_table.rank != 2:
+        raise ShapeError("positions and sequences are i32[tokens], page_table i32[sequences, pages]")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _infer_cache_append(types: Types, attrs: Attrs) -> Types:
+    check_arity(types, 7)
+    k_cache, v_cache, k, v = types[:4]
+    heads, head_dim, _ = _check_cache(k_cache, v_cache, types[4:])
+    if k != TensorType(f32, (types[4].shape[0], heads * head_dim)) or v != k:
+        raise ShapeError("k and v have to be f32[tokens, kv_heads*head_dim]", found=f"{k} and {v}")
+    return (k_cache, v_cache)
+
+
+def _reference_cache_append(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    k_cache, v_cache, k, v, positions, sequences, page_table = inputs
+    k_cache, v_cache = k_cache.copy(), v_cache.copy()
+    page_size = k_cache.shape[3]
+    check_index(sequences, len(page_table), "a sequence")
+    check_index(positions, page_table.shape[1] * page_size, "a position")
+    check_index(page_table[sequences, positions // page_size], len(k_cache), "a page")
+    pages, slots = page_table[sequences, positions // page_size], positions % page_size
+    k_cache[pages, :, :, slots] = k.reshape(len(positions), *k_cache.shape[1:3])
+    v_cache[pages, :, slots, :] = v.reshape(len(positions), *k_cache.shape[1:3])
+    return (k_cache, v_cache)
+
+
+def _paged_index(rows: int) -> dict[int, Any]:
+    """Three sequences over shuffled pages: rows of a prefill chunk, a decode and another chunk."""
+    return {
+        -3: lambda: np.array([*range(3, rows - 1), 20, 7][:rows], np.int32),
+        -2: lambda: np.array([*[0] * (rows - 4), 1, 2][:rows], np.int32),
+        -1: lambda: np.array([[3, 0], [5, 1], [2, 4]], np.int32),
+    }
+
+
+def _paged_sample_parts(kv_heads: int, head_dim: int) -> tuple[Types, Types]:
+    index = (TensorType(i32, (SEQ,)), TensorType(i32, (SEQ,)), TensorType(i32, (3, 2)))
+    return cache_types(6, kv_heads, head_dim, 16), index
+
+
+def _cache_append_samples() -> Sequence[Sample]:
+    caches, index = _paged_sample_parts(2, 16)
+    kv = TensorType(f32, (SEQ, 32))
+    arrays = {4 + 3 + key: make for key, make in _paged_index(9).items()}
+    return (Sample("ragged", (*caches, kv, kv, *index), {}, {"seq": 7}, arrays=arrays),)
+
+
+cache_append = register(
+    OpDef(
+        "cache_append",
+        "Write the keys and values of the step's tokens to their pages; a program does it in place.",
+        _infer_cache_append,
+        _reference_cache_append,
+        Missing("primitive"),
+        _cache_append_samples,
+    )
+)
+
+
+def _infer_paged_attention(types: Types, attrs: Attrs) -> Types:
+    check_arity(types, 6)
+    q, k_cache, v_cache = types[:3]
+    heads, head_dim, _ = _check_cache(k_cache, v_cache, types[3:])
+    if check_heads(q, None, attrs) != head_dim or attrs["num_kv_heads"] != heads or q.rank != 2:
+        raise ShapeError("q has to be f32[tokens, heads*head_dim] over the heads of the cache", found=str(q))
+    return (q,)
+
+
+def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    q, k_cache, v_cache, positions, sequences, page_table = inputs
+    result = np.empty_like(q)
+    check_index(sequences, len(page_table), "a sequence")
+    check_index(positions, page_table.shape[1] * k_cache.shape[3], "a position")
+    for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
+        pages = page_table[sequence, : position // k_cache.shape[3] + 1]
+        check_index(pages, len(k_cache), "a page")
+        keys = k_cache[pages].transpose(0, 3, 1, 2).reshape(-1, k_cache.shape[1] * k_cache.shape[2])
+        values = v_cache[pages].transpose(0, 2, 1, 3).reshape(keys.shape)
+        seen = causal_mask(np.array([position]), np.arange(len(keys)), attrs["window"])
+        result[row : row + 1] = grouped_attention(q[row : row + 1], keys, values, seen, attrs)
+    return (result,)
+
+
+def _paged_attention_samples() -> Sequence[Sample]:
+    def case(name: str, **attrs: Any) -> Sample:
+        caches, index = _paged_sample_parts(2, 32)
+        arrays = {3 + 3 + key: make for key, make in _paged_index(9).items()}
+        complete = {"num_heads": 6, "num_kv_heads": 2, "scale": 0.2, **attrs}
+        types = (TensorType(f32, (SEQ, 6 * 32)), *caches, *index)
+        return Sample(name, types, complete, {"seq": 7}, arrays=arrays, tolerance=1e-5)
+
+    return (case("causal"), case("window", window=5), case("softcap", softcap=1.5))
+
+
+paged_attention = register(
+    OpDef(
+        "paged_attention",
+        "Causal attention of each token over the pages of its sequence, up to its own position.",
+        _infer_paged_attention,
+        _reference_paged_attention,
+        Missing("primitive"),
+        _paged_attention_samples,
+        HEAD_ATTRIBUTES,
+    )
+)

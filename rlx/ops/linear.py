@@ -1,0 +1,128 @@
+"""linear, matmul: products with a weight `[out, in]`, and of two activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlx.core.dim import Dim, product
+from rlx.core.dtype import DTYPES, bf16, f16, f32, q4_0, q4_1, q8_0, q8_act
+from rlx.core.graph import Attrs, Value
+from rlx.core.type import TensorType
+from rlx.errors import ShapeError
+from rlx.ops.elementwise import broadcast_shapes
+from rlx.ops.op import Array, Cost, Emitter, Missing, OpDef, Sample, Types, check_arity, register
+
+
+def _infer_linear(types: Types, attrs: Attrs) -> Types:
+    check_arity(types, 2, 3)
+    x, weight = types[:2]
+    if weight.rank != 2 or not all(isinstance(size, int) for size in weight.shape):
+        raise ShapeError("a linear weight is a static matrix [out, in]", found=str(weight))
+    if x.rank < 1 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError("the last axis of x has to be the weight's in size", found=f"x {x}, weight {weight}")
+    if x.dtype not in (f32, q8_act):
+        raise ShapeError("linear takes float32 or quantised activations", found=str(x))
+    if len(types) == 3 and types[2] != TensorType(f32, (weight.shape[0],)):
+        raise ShapeError("the bias has to be f32[out]", found=str(types[2]), expected=f"f32[{weight.shape[0]}]")
+    return (TensorType(f32, (*x.shape[:-1], weight.shape[0])),)
+
+
+def _reference_linear(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    x, weight = inputs[:2]
+    result = x @ weight.astype(np.result_type(x.dtype, np.float32), copy=False).T
+    return (result + inputs[2] if len(inputs) == 3 else result,)
+
+
+def _linear_cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
+    moved = inputs[0].nbytes + inputs[1].nbytes + outputs[0].nbytes
+    return Cost(2 * product((*inputs[0].shape, inputs[1].shape[0])), moved)
+
+
+def _decompose_linear(emit: Emitter, inputs: tuple[Value, ...], attrs: Attrs) -> Sequence[Value]:
+    """For a weight that is computed: a transpose and a matmul."""
+    weight = inputs[1] if inputs[1].type.dtype == f32 else emit("dequantize", inputs[1])
+    x = inputs[0] if inputs[0].type.dtype == f32 else emit("dequantize", inputs[0])
+    lead = x.type.shape[:-1]
+    if x.type.rank == 1:
+        x = emit("reshape", x, shape=(1, x.type.shape[0]))
+    result = emit("matmul", x, emit("transpose", weight, axes=(1, 0)))
+    if not lead:
+        result = emit("reshape", result, shape=(weight.type.shape[0],))
+    return (emit("add", result, inputs[2]) if len(inputs) == 3 else result,)
+
+
+def _linear_samples() -> Sequence[Sample]:
+    seq = Dim("seq", max=64)
+    cases: list[Sample] = []
+    for dtype in (f32, f16, bf16, q4_0, q4_1, q8_0):
+        for rows, out, k in ((1, 48, 96), (13, 40, 64)):
+            x, weight = TensorType(f32, (seq, k)), TensorType(dtype, (out, k))
+            cases.append(Sample(f"{dtype}_{rows}x{out}x{k}", (x, weight), {}, {"seq": rows}, tolerance=4e-6))
+            if dtype.is_packed:
+                quantised = TensorType(q8_act, (seq, k))
+                cases.append(
+                    Sample(f"{dtype}_q8_{rows}x{out}x{k}", (quantised, weight), {}, {"seq": rows}, tolerance=4e-6)
+                )
+    bias = (TensorType(f32, (seq, 33)), TensorType(f32, (17, 33)), TensorType(f32, (17,)))
+    cases.append(Sample("bias_odd", bias, {}, {"seq": 6}, tolerance=4e-6))
+    batch = (TensorType(f32, (2, seq, 32)), TensorType(DTYPES["q4_0"], (16, 32)))
+    cases.append(Sample("batch", batch, {}, {"seq": 3}, tolerance=4e-6))
+    return cases
+
+
+linear = register(
+    OpDef(
+        "linear",
+        "x @ weight.T (+ bias); the weight is [out, in] and may be packed, x may be quantised to q8_act.",
+        _infer_linear,
+        _reference_linear,
+        _decompose_linear,
+        _linear_samples,
+        cost=_linear_cost,
+        row_wise=True,
+    )
+)
+
+
+def _infer_matmul(types: Types, attrs: Attrs) -> Types:
+    check_arity(types, 2)
+    a, b = types
+    if a.rank < 2 or b.rank < 2 or a.shape[-1] != b.shape[-2] or a.dtype != f32 or b.dtype != f32:
+        raise ShapeError("matmul takes f32 [..., m, k] and [..., k, n]", found=f"{a} and {b}")
+    return (TensorType(f32, (*broadcast_shapes([a.shape[:-2], b.shape[:-2]]), a.shape[-2], b.shape[-1])),)
+
+
+def _reference_matmul(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    return (np.matmul(inputs[0], inputs[1]),)
+
+
+def _matmul_samples() -> Sequence[Sample]:
+    seq = Dim("seq", max=64)
+    plain = (TensorType(f32, (seq, 24)), TensorType(f32, (24, 20)))
+    batched = (TensorType(f32, (2, seq, 24)), TensorType(f32, (2, 24, seq)))
+    shared = (TensorType(f32, (2, 3, seq, 8)), TensorType(f32, (8, 5)))
+    return tuple(
+        Sample(name, types, {}, {"seq": 7}, tolerance=4e-6)
+        for name, types in (("plain", plain), ("batched", batched), ("shared", shared))
+    )
+
+
+def _matmul_cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
+    moved = inputs[0].nbytes + inputs[1].nbytes + outputs[0].nbytes
+    return Cost(2 * product((*outputs[0].shape, inputs[0].shape[-1])), moved)
+
+
+matmul = register(
+    OpDef(
+        "matmul",
+        "The matrix product of two activations, batched over the leading axes.",
+        _infer_matmul,
+        _reference_matmul,
+        Missing("primitive"),
+        _matmul_samples,
+        cost=_matmul_cost,
+    )
+)

@@ -1,0 +1,102 @@
+"""`Executable`: a compiled program that is called with arrays and gives arrays.
+
+    exe = rlx.compile(graph)
+    exe(x=array)["y"]
+    exe.text["mir"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.backends.cpu.codegen import assembly, emit_module
+from rlx.backends.cpu.module import CpuModule
+from rlx.backends.cpu.target import Target
+from rlx.compiler import Stages, to_text
+from rlx.core.bind import bind_inputs, concrete_shape
+from rlx.core.graph import Graph
+from rlx.core.type import numpy_shape
+from rlx.lir.program import Buffer, Program
+
+Array = NDArray[Any]
+
+
+class StageTexts(Mapping[str, str]):
+    """The text of every level, made when it is asked for: flow-independent `hir`, `mir`, `lir`, `llvm`, `asm`."""
+
+    def __init__(self, stages: Stages, program: Program, target: Target) -> None:
+        self._makers: dict[str, Callable[[], str]] = {
+            **{level: (lambda stage=stage: to_text(stage)) for level, stage in stages.graphs.items()},
+            "llvm": lambda: emit_module(program.kernels, target),
+            "asm": lambda: assembly(program.kernels, target),
+        }
+
+    def __getitem__(self, level: str) -> str:
+        return self._makers[level]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+class Executable:
+    """A graph compiled for the CPU.
+
+    Attributes:
+        text: the text of each level.
+        module: the loaded program.
+    """
+
+    def __init__(self, graph: Graph, program: Program, stages: Stages, module: CpuModule) -> None:
+        self.graph, self.program, self.module = graph, program, module
+        self.text = StageTexts(stages, program, module.target)
+        self._inputs = dict(program.inputs)
+        written = {buffer for _, buffer in program.outputs}
+        self._updated = {name for name, buffer in program.inputs if buffer in written}
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run it.
+
+        Args:
+            inputs: one array for each input of the graph, of its dtype and shape; packed inputs as bytes.
+
+        Raises:
+            InputError: an input is missing, unknown, or has another dtype or shape; an index is out of its table.
+        """
+        dims = bind_inputs(self.graph.inputs, inputs)
+        memory: dict[int, Array] = {}
+        for name, buffer in self._inputs.items():
+            array = np.ascontiguousarray(inputs[name])
+            # an input that the program updates in place stays the caller's own
+            memory[buffer] = array.copy() if name in self._updated else array
+        for _, buffer in self.program.outputs:
+            if buffer not in memory and self.program.buffers[buffer].kind == "output":
+                memory[buffer] = empty(self.program.buffers[buffer], dims)
+        self.module.run(dims, memory)
+        return {
+            name: self._result(name, buffer, dims, memory) for name, buffer in self.program.outputs
+        }
+
+    def _result(self, name: str, buffer: int, dims: Mapping[str, int], memory: Mapping[int, Array]) -> Array:
+        value = dict(self.graph.outputs)[name]
+        array = memory[buffer] if buffer in memory else self.module.held(buffer)
+        shape = numpy_shape(value.type, concrete_shape(value.type, dims))
+        result = array.view(value.type.dtype.numpy).reshape(shape)
+        return result if self.program.buffers[buffer].kind == "output" else result.copy()
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self.module.close()
+
+
+def empty(buffer: Buffer, dims: Mapping[str, int]) -> Array:
+    """An uninitialised array for a buffer."""
+    return np.empty(numpy_shape(buffer.type, concrete_shape(buffer.type, dims)), buffer.type.dtype.numpy)
+
+

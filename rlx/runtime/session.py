@@ -1,0 +1,117 @@
+"""`Session`: the compiled step program of a language model together with its paged KV cache.
+
+It is the `StepProgram` (`step.py`) that the engine drives. Everything an index could go wrong with is checked here,
+before native code runs. Next: `engine.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.backends.cpu.module import CpuModule
+from rlx.core.bind import concrete_shape
+from rlx.errors import InputError, RlxError
+from rlx.hir.derive_step import DerivedStep
+
+Ints = NDArray[np.int32]
+
+
+class Session:
+    """One loaded step program.
+
+    Args:
+        derived: the step graph and its caches.
+        module: the loaded program.
+        vocab_size: logits of a row.
+        num_pages: pages of the cache.
+        max_context: most positions of one sequence.
+    """
+
+    def __init__(
+        self, derived: DerivedStep, module: CpuModule, vocab_size: int, num_pages: int, max_context: int
+    ) -> None:
+        self.derived, self.module = derived, module
+        self.vocab_size, self.num_pages, self.max_context = vocab_size, num_pages, max_context
+        self.page_size = derived.page_size
+        self._inputs = dict(module.program.inputs)
+        self._logits = dict(module.program.outputs)["logits"]
+        # zeros, so that masked slots of a page hold finite numbers; the system maps them when they are first written
+        self._memory: dict[int, NDArray[Any]] = {}
+        for name, value in derived.graph.inputs:
+            if name.startswith(("k_cache.", "v_cache.")) and name in self._inputs:
+                self._memory[self._inputs[name]] = np.zeros(concrete_shape(value.type, {"N": num_pages}), np.float32)
+        self._is_closed = False
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the whole KV cache."""
+        return sum(array.nbytes for array in self._memory.values())
+
+    def run(
+        self, tokens: Ints, positions: Ints, sequences: Ints, page_table: Ints, logit_rows: Ints
+    ) -> NDArray[np.float32]:
+        """See `StepProgram.run`.
+
+        Raises:
+            InputError: an array has a wrong shape, or a value that points outside of the program's tables.
+        """
+        if self._is_closed:
+            raise RlxError("the session is closed", fix="load the model again")
+        given = {
+            "tokens": (tokens, self.vocab_size, "token ids below the vocabulary size"),
+            "positions": (positions, self.max_context, "positions below the context length"),
+            "sequences": (sequences, page_table.shape[0], "rows of the page table"),
+            "page_table": (page_table, self.num_pages, "pages of the cache"),
+            "logit_rows": (logit_rows, len(tokens), "rows of this step"),
+        }
+        memory = dict(self._memory)
+        for name, (array, limit, meaning) in given.items():
+            checked = _checked(name, array, 2 if name == "page_table" else 1, limit, meaning)
+            if name in self._inputs:
+                memory[self._inputs[name]] = checked
+        self._check_rows(tokens, positions, sequences, page_table)
+        logits = np.empty((len(logit_rows), self.vocab_size), np.float32)
+        memory[self._logits] = logits
+        dims = {
+            "T": len(tokens),
+            "S": page_table.shape[0],
+            "P": page_table.shape[1],
+            "R": len(logit_rows),
+            "N": self.num_pages,
+        }
+        self.module.run(dims, memory)
+        return logits
+
+    def _check_rows(self, tokens: Ints, positions: Ints, sequences: Ints, page_table: Ints) -> None:
+        if not len(tokens) or len(positions) != len(tokens) or len(sequences) != len(tokens):
+            raise InputError(
+                "tokens, positions and sequences have one entry for each row",
+                found=f"{len(tokens)}, {len(positions)} and {len(sequences)}",
+                expected="the same number, at least 1",
+            )
+        room = page_table.shape[1] * self.page_size
+        if int(positions.max()) >= room:
+            raise InputError(
+                "a position lies outside of the page table", found=int(positions.max()), expected=f"below {room}"
+            )
+
+    def close(self) -> None:
+        """Give back memory and threads; calling it twice is allowed."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.module.close()
+            self._memory.clear()
+
+
+def _checked(name: str, array: Ints, rank: int, limit: int, meaning: str) -> Ints:
+    if array.dtype != np.int32 or array.ndim != rank:
+        raise InputError(
+            f"{name} has another dtype or rank", found=f"{array.dtype}, {array.ndim} axes", expected=f"int32, {rank} axes"
+        )
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= limit):
+        bad = array[(array < 0) | (array >= limit)].flat[0]
+        raise InputError(f"{name} has a value out of range", found=int(bad), expected=f"{meaning} ({limit})")
+    return np.ascontiguousarray(array)

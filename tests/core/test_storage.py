@@ -1,0 +1,132 @@
+"""The storage codecs against the `gguf` package, and the activation format against its definition."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from gguf import quants
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlx.core import dtype
+from rlx.core.dtype import DType
+from rlx.core.storage import decode, encode
+from rlx.errors import InputError, ShapeError
+
+ORACLE = {
+    "f16": gguf.GGMLQuantizationType.F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+    "q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "q4_1": gguf.GGMLQuantizationType.Q4_1,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+FORMATS = [dtype.DTYPES[name] for name in ORACLE]
+SHAPES = [(32,), (3, 64), (2, 1, 96), (0, 32)]
+
+
+def samples(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Values of many magnitudes, with zero blocks and ties among them."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 4, (*shape[:-1], 1))
+    values.reshape(-1)[::7] = 0
+    values.reshape(-1)[::5] = np.round(values.reshape(-1)[::5])
+    if values.shape[0] > 1:
+        values[0] = 0
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("storage", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_encode_and_decode_are_bit_equal_to_gguf(storage: DType, shape: tuple[int, ...]) -> None:
+    for seed in range(5):
+        values = samples(shape, seed)
+        expected = quants.quantize(values, ORACLE[storage.name])
+        raw = encode(storage, values)
+        np.testing.assert_array_equal(raw, expected.view(np.uint8).reshape(-1))
+        decoded = decode(storage, raw, shape)
+        reference = quants.dequantize(expected, ORACLE[storage.name])
+        np.testing.assert_array_equal(decoded.view(np.uint32), reference.astype(np.float32).view(np.uint32))
+
+
+@pytest.mark.parametrize("storage", FORMATS, ids=str)
+def test_decode_of_any_bytes_is_bit_equal_to_gguf(storage: DType) -> None:
+    # Random bytes hold scales and quants that no encoder makes: subnormals, infinities, NaN.
+    count = 500
+    raw = np.random.default_rng(0).integers(0, 256, count * storage.block_bytes, dtype=np.uint8)
+    with np.errstate(invalid="ignore"):
+        decoded = decode(storage, raw, (count, storage.block_size))
+        typed = raw.view(np.float16) if storage.name == "f16" else raw
+        reference = quants.dequantize(typed.reshape(count, -1), ORACLE[storage.name]).astype(np.float32)
+    np.testing.assert_array_equal(decoded, reference)
+
+
+def test_plain_float_is_stored_as_it_is() -> None:
+    values = samples((4, 5), 1)
+    raw = encode(dtype.f32, values)
+    assert raw.tobytes() == values.tobytes()
+    np.testing.assert_array_equal(decode(dtype.f32, raw, (4, 5)), values)
+
+
+@pytest.mark.parametrize("storage", [*FORMATS, dtype.q8_act], ids=str)
+def test_empty_tensor(storage: DType) -> None:
+    raw = encode(storage, np.zeros((0, 32), np.float32))
+    assert raw.size == 0
+    assert decode(storage, raw, (0, 32)).shape == (0, 32)
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=32, max_size=32))
+def test_activation_format_follows_its_definition(block: list[float]) -> None:
+    values = np.array(block, np.float32)
+    raw = encode(dtype.q8_act, values)
+    quanta = raw[:32].view(np.int8)
+    scale, total = raw[32:].view(np.float32)
+    largest = np.abs(values).max()
+    assert scale == largest / np.float32(127)
+    with np.errstate(all="ignore"):
+        inverse = np.float32(127) / largest
+    for value, quantum in zip(values, quanta, strict=True):
+        # Python's round is half to even, on the float32 product.
+        assert quantum == (round(float(value * inverse)) if np.isfinite(inverse) else 0)
+    assert total == scale * np.float32(int(quanta.astype(np.int64).sum()))
+    decoded = decode(dtype.q8_act, raw, (32,))
+    np.testing.assert_array_equal(decoded, quanta.astype(np.float32) * scale)
+    # Half a step, and a little for the two roundings of scale and inverse (relative 2**-23 of at most 127 steps).
+    if np.isfinite(inverse):
+        assert np.abs(decoded - values).max() <= 0.501 * float(scale) + 1e-38
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_activation_format_keeps_a_fault_visible(bad: float) -> None:
+    values = np.ones(64, np.float32)
+    values[3] = bad
+    decoded = decode(dtype.q8_act, encode(dtype.q8_act, values), (64,))
+    assert not np.isfinite(decoded[:32]).any()
+    np.testing.assert_array_equal(decoded[32:], np.ones(32, np.float32))
+
+
+@pytest.mark.parametrize("storage", [dtype.q4_0, dtype.q4_1, dtype.q8_0], ids=str)
+def test_packed_weights_refuse_what_they_cannot_hold(storage: DType) -> None:
+    values = np.ones(32, np.float32)
+    values[0] = np.nan
+    with pytest.raises(InputError):
+        encode(storage, values)
+
+
+@pytest.mark.parametrize("shape", [(31,), (32, 3), ()])
+def test_shapes_that_do_not_fit_the_block_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError):
+        encode(dtype.q4_1, np.ones(shape, np.float32))
+    with pytest.raises(ShapeError):
+        decode(dtype.q4_1, np.zeros(20, np.uint8), shape)
+
+
+@pytest.mark.parametrize("size", [0, 19, 21, 40])
+def test_wrong_number_of_bytes_is_refused(size: int) -> None:
+    with pytest.raises(ShapeError):
+        decode(dtype.q4_1, np.zeros(size, np.uint8), (32,))
+
+
+def test_type_without_codec_is_refused() -> None:
+    with pytest.raises(InputError):
+        decode(dtype.i32, np.zeros(4, np.uint8), (1,))

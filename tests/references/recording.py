@@ -1,0 +1,25 @@
+"""Writing recorded answers: one JSON file for configurations and figures, one npz file for arrays.
+
+In: plain objects and arrays from a recording script. Out: files beside this one. Next: `load.py`, which reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FOLDER = Path(__file__).parent
+
+
+def write(name: str, description: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], packages: list[str]) -> None:
+    """Write `name`.json (with the versions of `packages`) and `name`.npz beside this file."""
+    document = {"versions": {package: version(package) for package in packages}, **description}
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    np.savez_compressed(FOLDER / f"{name}.npz", allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
