@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import cast
 
 import typer
 
+from rlx import __version__
 from rlx.cli import options as flags
 from rlx.cli.output import use_utf8, write_json, write_table, write_text
 from rlx.cli.reporting import tell_error
 from rlx.cli.units import bytes_text
-from rlx.cli.version import installed_version, rlx_version
 from rlx.config import KNOBS, Knob, Settings, settings
 from rlx.errors import RlxError
 
@@ -84,7 +85,7 @@ def examine() -> Report:
     """
     problems: list[str] = []
     current = settings()
-    packages = {name: installed_version(name) for name in PACKAGES}
+    packages = {name: _version(name) for name in PACKAGES}
     problems += [f"the package {name} is not installed" for name, version in packages.items() if version is None]
     if not _is_writable(current.cache_dir):
         problems.append(f"the cache folder cannot be written: {current.cache_dir}")
@@ -100,7 +101,7 @@ def examine() -> Report:
 
 def _host() -> dict[str, object]:
     return {
-        "rlx": rlx_version(),
+        "rlx": __version__,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "processor": _processor(),
@@ -136,6 +137,13 @@ def _target(current: Settings, problems: list[str]) -> dict[str, object]:
     except ImportError as error:
         problems.append(f"LLVM cannot be loaded: {error}")
     return facts
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _is_writable(folder: Path) -> bool:

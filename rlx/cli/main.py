@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from rlx import __version__
 from rlx.cli.reporting import open_missing_streams, report_failure, reported
 
 COMMANDS = ("generate", "chat", "bench", "inspect", "doctor")
@@ -20,9 +21,7 @@ COMMANDS = ("generate", "chat", "bench", "inspect", "doctor")
 
 def _show_version(value: bool) -> None:
     if value:
-        from rlx.cli.version import rlx_version
-
-        typer.echo(f"rlx {rlx_version()}")
+        typer.echo(f"rlx {__version__}")
         raise typer.Exit
 
 

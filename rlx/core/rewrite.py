@@ -141,16 +141,11 @@ class Rewriter:
         self._builder.nodes.append(node)
 
     def apply(self, node: Node, rule: Rule) -> Sequence[Value] | None:
-        """Ask the rule; what it emitted before it declined is dropped. For `rewrite`, not for rules."""
+        """Ask the rule. What it emitted before it declined is dead and not counted. For `rewrite`, not for rules."""
         start = len(self._builder.nodes)
         self.emit = Emitter(self._builder, node.location)
         result = rule(node, self)
         if result is None:
-            for emitted in self._builder.nodes[start:]:
-                for value in emitted.outputs:
-                    self._producers.pop(value, None)
-            del self._builder.nodes[start:]
-            self._indexed = min(self._indexed, start)
             return None
         _check_replacement(node, result)
         self._count(self._builder.nodes[start:], result)

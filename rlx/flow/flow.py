@@ -105,9 +105,16 @@ class ModelFlow:
         """Keep the last token of each sequence."""
         return self.stage(LastTokenStage())
 
-    def lm_head(self, vocab_size: int, hidden_size: int, tied: bool = False, key: str = HEAD_KEY) -> Self:
-        """Add the head; the output is called `logits`."""
-        return self.stage(LmHeadStage(vocab_size, hidden_size, tied, key))
+    def lm_head(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        tied: bool = False,
+        key: str = HEAD_KEY,
+        embed_key: str = EMBED_KEY,
+    ) -> Self:
+        """Add the head, which reads the embedding table `embed_key` if tied; the output is called `logits`."""
+        return self.stage(LmHeadStage(vocab_size, hidden_size, tied, key, embed_key))
 
     def soft_cap(self, cap: float | None) -> Self:
         """Cap the current value smoothly; None or <= 0 is off."""

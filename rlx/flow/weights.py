@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.core.dtype import DTYPES, from_numpy
+from rlx.core.dtype import from_numpy
 from rlx.core.type import TensorType
-from rlx.errors import InputError, MissingTensorError, UnsupportedModelError
-from rlx.io.checkpoint import Checkpoint
+from rlx.errors import InputError, MissingTensorError
+from rlx.io.checkpoint import Checkpoint, usable_tensor
 
 
 class WeightSource(Protocol):
@@ -132,15 +132,7 @@ class MappedWeights:
         Raises:
             UnsupportedModelError: the tensor has a type RLX cannot compute with.
         """
-        name = self._name(key)
-        info = self.checkpoint.tensors[name]
-        if info.dtype.name not in DTYPES:
-            raise UnsupportedModelError(
-                f"tensor {name!r} has a type that RLX cannot compute with",
-                where=str(self.checkpoint.path),
-                found=info.dtype,
-                fix="use a file quantised to one of the types that `rlx inspect` marks as supported",
-            )
+        info = usable_tensor(self.checkpoint.tensors, self._name(key), self.checkpoint.path)
         return TensorType(info.dtype, info.shape)
 
     def __contains__(self, key: object) -> bool:

@@ -95,15 +95,53 @@ def chat_template_from(checkpoint: Checkpoint) -> ChatTemplate:
     Raises:
         ChatTemplateError: there is none, or it does not parse.
     """
-    found = _gguf_template(checkpoint) if checkpoint.kind == "gguf" else _folder_template(checkpoint.path)
-    source, bos_token, eos_token = found
-    if source is None:
+    template = find_template(checkpoint)
+    if template is None:
         raise ChatTemplateError(
             "the model has no chat template",
             where=str(checkpoint.path),
             fix="use an instruction-tuned model, or generate from a plain prompt",
         )
-    return ChatTemplate(source, bos_token, eos_token)
+    return template.parsed()
+
+
+class UnparsedTemplate:
+    """The template of a model before anyone chats with it: it is parsed when it is first rendered.
+
+    Most runs only generate, and the template engine takes longer to import than the template to parse.
+    """
+
+    def __init__(self, source: str, bos_token: str | None, eos_token: str | None) -> None:
+        self._parts = (source, bos_token, eos_token)
+        self._template: ChatTemplate | None = None
+
+    def parsed(self) -> ChatTemplate:
+        """The template.
+
+        Raises:
+            ChatTemplateError: it does not parse.
+        """
+        if self._template is None:
+            self._template = ChatTemplate(*self._parts)
+        return self._template
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> str:
+        """See `ChatTemplate.render`."""
+        return self.parsed().render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **extra)
+
+
+def find_template(checkpoint: Checkpoint) -> UnparsedTemplate | None:
+    """The chat template of an opened model file or folder; None if it has none."""
+    found = _gguf_template(checkpoint) if checkpoint.kind == "gguf" else _folder_template(checkpoint.path)
+    source, bos_token, eos_token = found
+    return None if source is None else UnparsedTemplate(source, bos_token, eos_token)
 
 
 def _gguf_template(checkpoint: Checkpoint) -> tuple[str | None, str | None, str | None]:

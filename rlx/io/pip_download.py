@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -100,10 +100,12 @@ def _running(command: list[str]) -> Generator[subprocess.Popen[str]]:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=5)
+            finally:  # a second Ctrl-C may have ended the wait
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
 
 
 def _follow(output: IO[str] | None, said: deque[str], label: str, wheel_size: int | None, progress: Progress) -> None:
@@ -131,8 +133,10 @@ def _downloaded_bytes(started: float) -> int:
 
 
 def _failure(requirement: str, said: list[str]) -> DownloadError | StorageError:
+    # The reason of a network failure is in the last warning, what it led to in the errors.
+    reasons = [line for line in said if line.startswith("WARNING") and "connect" in line.lower()][-1:]
     errors = [line for line in said if line.startswith("ERROR")] or said
-    text = "\n".join(errors[-4:])[-1200:] or "nothing"
+    text = "\n".join([*reasons, *errors[-4:]])[-1200:] or "nothing"
     if "No space left on device" in "\n".join(said):
         return StorageError(
             "pip found no space left on the disk",

@@ -23,7 +23,7 @@ def terminal_progress() -> Generator[Progress]:
     On something that is not a terminal, rich prints no bar, so logs stay clean.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
@@ -35,14 +35,14 @@ def terminal_progress() -> Generator[Progress]:
         TimeElapsedColumn(),
     )
     bars = Bars(*columns, console=console, transient=True)
-    tasks: dict[str, int] = {}
+    tasks: dict[str, TaskID] = {}
 
     def report(what: str, done: int, total: int | None) -> None:
         if what not in tasks:
             if not tasks:
                 bars.start()
-            tasks[what] = int(bars.add_task(what, total=total))
-        bars.update(bars.task_ids[tasks[what]], completed=done, total=total)
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
 
     try:
         yield report

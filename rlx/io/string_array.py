@@ -27,11 +27,12 @@ class StringArray(Sequence[str]):
     The reader has checked that the strings lie inside the file.
     """
 
-    __slots__ = ("_count", "_end", "_file", "_start", "_strings")
+    __slots__ = ("_count", "_end", "_fields", "_file", "_start", "_strings")
 
     def __init__(self, file: MappedFile, start: int, end: int, count: int) -> None:
         self._file, self._start, self._end, self._count = file, start, end, count
         self._strings: list[str] | None = None
+        self._fields: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -84,15 +85,26 @@ class StringArray(Sequence[str]):
                 )
         return [(left, right) for left, _, right in split]
 
+    def longest(self) -> int:
+        """Bytes of the longest string, 0 if there is none."""
+        ends = np.append(self._starts()[1:], self._end - self._start)
+        return int((ends - self._starts()).max()) - 8 if self._count else 0
+
+    def _starts(self) -> NDArray[np.int64]:
+        """Where the length fields are, counted from the first."""
+        if self._fields is None:
+            buffer, position, read_length = self._file.buffer, self._start, _LENGTH.unpack_from
+            positions: list[int] = []
+            append = positions.append
+            for _ in range(self._count):
+                append(position)
+                position += read_length(buffer, position)[0] + 8
+            self._fields = np.array(positions, dtype=np.int64) - self._start
+        return self._fields
+
     def _region(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """A copy of the bytes with every length field zeroed, and where those fields are."""
-        buffer, position, read_length = self._file.buffer, self._start, _LENGTH.unpack_from
-        positions: list[int] = []
-        append = positions.append
-        for _ in range(self._count):
-            append(position)
-            position += read_length(buffer, position)[0] + 8
-        starts = np.array(positions, dtype=np.int64) - self._start
+        starts = self._starts()
         region = self._file.view(self._start, self._end - self._start).copy()
         region[starts[:, None] + np.arange(8)] = 0
         return region, starts

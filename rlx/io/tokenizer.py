@@ -123,7 +123,11 @@ class Tokenizer:
         if self._literal is None:
             from tokenizers import Tokenizer as Backend
 
-            literal = Backend.from_str(self.backend.to_str())
+            literal: Any = Backend(self.backend.model)  # the two share the vocabulary
+            for part in ("normalizer", "pre_tokenizer", "post_processor"):
+                if getattr(self.backend, part) is not None:
+                    setattr(literal, part, getattr(self.backend, part))
+            literal.add_tokens(list(self.backend.get_added_tokens_decoder().values()))
             literal.encode_special_tokens = True
             self._literal = literal
         return self._literal

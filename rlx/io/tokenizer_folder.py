@@ -52,7 +52,9 @@ def _load(path: Path) -> Any:
         )
     try:
         backend = Backend.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and a panic that is none
         raise TokenizerError("tokenizer.json cannot be used", where=str(path), found=str(error)[:200]) from None
     # Truncation and padding belong to a training run that was saved; a text is encoded whole.
     backend.no_truncation()

@@ -49,6 +49,7 @@ class _Description:
         if not isinstance(tokens, StringArray) or not tokens:
             raise self.error("tokens", "the file has no vocabulary")
         self.tokens: list[str] = tokens.decoded()
+        self.longest_token = tokens.longest()  # in bytes
         types = self.numbers("token_type")
         self.types: NDArray[Any] = np.ones(len(self.tokens), np.int32) if types is None else types
 
@@ -138,6 +139,9 @@ def _listed_merges(description: _Description) -> list[tuple[str, str]]:
     merges = description.metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, StringArray):
         raise description.error("merges", "a BPE vocabulary needs its merges", found="none")
+    if merges.longest() - 1 > description.longest_token:
+        # The library's own check of this is a panic, which prints.
+        raise description.error("merges", "a merge gives something longer than every token")
     return merges.pairs()
 
 
@@ -187,8 +191,10 @@ def _backend(description: _Description, merges: Sequence[tuple[str, str]], **opt
     vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     try:
         backend: Any = Backend(models.BPE(vocabulary, merges, **options))
-    except Exception as error:  # the library raises plain Exception
-        raise description.error("merges", "the vocabulary and its merges do not fit together", found=error) from None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and a panic that is none
+        raise description.error("merges", "the vocabulary and its merges do not fit together", str(error)) from None
     special = set(description.ids_of_type(_CONTROL, _UNKNOWN))
     added = [
         AddedToken(tokens[index], special=index in special, normalized=False)

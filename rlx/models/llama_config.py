@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -62,7 +63,7 @@ GGUF_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "use_parallel_residual": (None, False),
 }
 # Tensors that some files carry and the computation does not read.
-UNREAD_TENSORS = ("*.rotary_emb.inv_freq", "lm_head.weight", "rope_freqs.weight", "rope_factors_*.weight")
+UNREAD_TENSORS = ("*.rotary_emb.inv_freq", "lm_head.weight", "rope_freqs.weight")
 
 
 def llama_recipe(checkpoint: Checkpoint, context_length: int | None = None) -> ModelRecipe:
@@ -99,8 +100,6 @@ def llama_recipe(checkpoint: Checkpoint, context_length: int | None = None) -> M
 
 
 def _with_context(config: LlamaConfig, context_length: int, where: str) -> LlamaConfig:
-    from dataclasses import replace
-
     if not 1 <= context_length <= config.context_length:
         raise UnsupportedModelError(
             "the context length asked for is beyond what this model is exact for",

@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
         ...
 
     def stream(self, *, continuation: bool = False) -> DecodeStream:
-        """A decoder for one generated text; `continuation` keeps a space at its start, because text stands before it."""
+        """A decoder for one generated text; `continuation` keeps a space at its start: other text stands before it."""
         ...
 
 

@@ -194,11 +194,11 @@ def session_info(session: Session, precision: str | None) -> dict[str, object]:
 
 
 def _text_side(checkpoint: Checkpoint) -> tuple[Any, Any]:
-    from rlx.io.chat_template import chat_template_from
+    """The tokenizer, and the chat template if the model has one."""
+    from rlx.io.chat_template import find_template
     from rlx.io.tokenizer import tokenizer_from
 
-    tokenizer = tokenizer_from(checkpoint)
-    return tokenizer, chat_template_from(checkpoint)
+    return tokenizer_from(checkpoint), find_template(checkpoint)
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -67,7 +67,7 @@ class FakeTokenizer:
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         return list(text.encode())
 
-    def stream(self) -> FakeDecoder:
+    def stream(self, *, continuation: bool = False) -> FakeDecoder:
         return FakeDecoder()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -74,52 +77,76 @@ class Terminal:
                 os._exit(99)
         self.seen = ""
 
-    def wait_for(self, text: str, seconds: float = 20) -> str:
-        """Everything since the last call, up to and including `text`."""
-        import select
+    def wait_for(self, text: str, seconds: float = 20) -> None:
+        """Read up to and including `text`."""
+        assert self._has(text, seconds), f"no {text!r} in {self.seen!r}"
+        self.seen = self.seen[self.seen.index(text) + len(text) :]
 
+    def _has(self, text: str, seconds: float) -> bool:
+        """Whether `text` has come, or comes within so many seconds."""
         deadline = time.monotonic() + seconds
         while text not in self.seen:
             ready, _, _ = select.select([self.descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"no {text!r} in {self.seen!r}"
+            if not ready:
+                return False
             self.seen += os.read(self.descriptor, 65536).decode(errors="replace")
-        end = self.seen.index(text) + len(text)
-        result, self.seen = self.seen[:end], self.seen[end:]
-        return result
+        return True
 
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
 
-    def exit_code(self) -> int:
-        _, status = os.waitpid(self.pid, 0)
+    def type_at_prompt(self, text: str, answer: str) -> None:
+        """Type until `answer` appears: keys that arrive while the line editor sets up the terminal may be lost."""
+        self.wait_for("> ")
+        for _ in range(20):
+            time.sleep(0.05)
+            self.type(text)
+            if self._has(answer, 3):
+                self.wait_for(answer)
+                return
+        raise AssertionError(f"no {answer!r} after {text!r} in {self.seen!r}")
+
+    def leave(self) -> int:
+        """Ctrl-D at the next prompt; gives the exit code."""
+        self.wait_for("> ")
+        for _ in range(100):
+            time.sleep(0.05)
+            with contextlib.suppress(OSError):
+                self.type("\x04")
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid = 0
+                return os.waitstatus_to_exitcode(status)
+        raise AssertionError("the chat does not end")
+
+    def close(self) -> None:
+        """Whatever happened, leave no process behind."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
         os.close(self.descriptor)
-        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture
+def terminal():
+    chat = Terminal("chat", "--temperature", "0", "-n", "500")
+    yield chat
+    chat.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-def test_at_a_terminal(tmp_path):
-    terminal = Terminal("chat", "--temperature", "0", "-n", "500")
-    terminal.wait_for("> ")
-    terminal.type("Hi\n")
-    terminal.wait_for("Paris")
+def test_at_a_terminal(terminal, tmp_path):
+    terminal.type_at_prompt("Hi\n", "Paris")
     terminal.type("\x03")
     terminal.wait_for("stopped")  # the answer ends, the chat does not
-    terminal.wait_for("> ")
-    terminal.type("\x03")
-    terminal.wait_for("/exit leaves")
-    terminal.type("/help\n")
-    terminal.wait_for("/save FILE")
-    terminal.type("/nonsense\n")
-    terminal.wait_for("is not a command")
+    terminal.type_at_prompt("\x03", "/exit leaves")
+    terminal.type_at_prompt("/help\n", "/save FILE")
+    terminal.type_at_prompt("/nonsense\n", "is not a command")
     path = tmp_path / "talk.json"
-    terminal.type(f"/save {path}\n")
-    terminal.wait_for("2 messages")
-    terminal.type("/system Be brief.\n")
-    terminal.wait_for("new conversation")
-    terminal.type("/save /does/not/exist\n")
-    terminal.wait_for("cannot be written")
-    terminal.type("\x04")
-    assert terminal.exit_code() == 0
+    terminal.type_at_prompt(f"/save {path}\n", "2 messages")
+    terminal.type_at_prompt("/system Be brief.\n", "new conversation")
+    terminal.type_at_prompt("/save /does/not/exist\n", "cannot be written")
+    assert terminal.leave() == 0
     user, assistant = json.loads(path.read_text(encoding="utf-8"))
     assert user == {"role": "user", "content": "Hi"}
     assert assistant["role"] == "assistant"

@@ -109,7 +109,7 @@ def test_stage_is_what_transformers_computes(case: AttentionCase) -> None:
 
 @pytest.mark.parametrize("case", OPS, ids=[case.name for case in OPS])
 def test_attention_alone_is_what_transformers_computes(case: AttentionCase) -> None:
-    """Fewer queries than keys, cross attention, masked keys: what a whole stage cannot ask for, through its own piece."""
+    """Fewer queries than keys, cross attention, masked keys: what a whole stage cannot ask for, through its piece."""
     from rlx.flow.blocks.self_attn_prefill import attend
 
     config = case.config
@@ -266,6 +266,31 @@ def test_a_table_put_into_the_side_state_by_hand_is_checked_too() -> None:
     flow = ModelFlow("attention").input("x", (1, 12, 32)).stage(ByHand()).stage(SelfAttnPrefillStage(SPEC))
     with pytest.raises(ShapeError, match="fewer rows than the sequence"):
         flow.build(small_weights())
+
+
+def test_a_longer_table_by_hand_is_read_at_the_positions() -> None:
+    case = next(case for case in STAGES if case.name == "table_as_data")
+    assert case.cos is not None
+    assert case.sin is not None
+    cos, sin = (np.concatenate([table, np.ones((60, 4), np.float32)]) for table in (case.cos, case.sin))
+
+    class ByHand:
+        def emit(self, ctx: FlowCtx, input: FlowValue) -> None:
+            ctx.rope_cos, ctx.rope_sin = ctx.constant(cos), ctx.constant(sin)
+
+    flow = ModelFlow("attention").input("x", (BATCH, SEQ, 32)).stage(ByHand())
+    output = run_stage(case, flow.stage(SelfAttnPrefillStage(spec_of(case.config))))
+    np.testing.assert_allclose(output, case.output, atol=TOLERANCE, rtol=0)
+    with pytest.raises(ShapeError, match="one row for each token"):
+        ModelFlow("last").input("x", (BATCH, SEQ, 32)).stage(ByHand()).last_token().stage(
+            SelfAttnPrefillStage(SPEC)
+        ).build(small_weights())
+
+
+def test_a_table_of_all_tokens_does_not_fit_the_last_one() -> None:
+    flow = ModelFlow("attention").input("x", (BATCH, SEQ, 32)).rope_tables(FREQUENCIES).last_token()
+    with pytest.raises(ShapeError, match="one row for each token"):
+        flow.stage(SelfAttnPrefillStage(SPEC)).build(small_weights())
 
 
 def test_a_table_says_its_own_width() -> None:

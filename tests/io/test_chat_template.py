@@ -38,15 +38,33 @@ def test_default_model_speaks_chatml(smollm2_path: Path) -> None:
 
 # Each expected text is what transformers 5.24 gives (`_compile_jinja_template(source).render(...)`).
 RENDERED = {
-    "white space control": ("{% for m in messages %}\n    {% if true %}\n{{ m.role }}\n    {% endif %}\n{% endfor %}", "user\nassistant\nuser\n"),
+    "white space control": (
+        "{% for m in messages %}\n    {% if true %}\n{{ m.role }}\n    {% endif %}\n{% endfor %}",
+        "user\nassistant\nuser\n",
+    ),
     "tokens": ("{{ bos_token }}|{{ eos_token }}|{{ other }}", "<s>|</s>|"),
     "tojson": ('{{ {"b": "<ü>", "a": [1, none]} | tojson }}', '{"b": "<ü>", "a": [1, null]}'),
     "tojson indented": ('{{ {"a": 1} | tojson(indent=2) }}', '{\n  "a": 1\n}'),
-    "loop variables": ("{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% endfor %}", "1/3,2/3,3/3"),
-    "loop neighbours": ("{% for m in messages %}{{ loop.nextitem.role if not loop.last }};{% endfor %}", "assistant;user;;"),
-    "break and continue": ("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i == 4 %}{% break %}{% endif %}{{ i }}{% endfor %}", "023"),
-    "generation tag": ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}", "Hi <b> ü;Hello;2+2?;"),
-    "namespace": ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "3"),
+    "loop variables": (
+        "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% endfor %}",
+        "1/3,2/3,3/3",
+    ),
+    "loop neighbours": (
+        "{% for m in messages %}{{ loop.nextitem.role if not loop.last }};{% endfor %}",
+        "assistant;user;;",
+    ),
+    "break and continue": (
+        "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+        "023",
+    ),
+    "generation tag": (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}",
+        "Hi <b> ü;Hello;2+2?;",
+    ),
+    "namespace": (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        "3",
+    ),
     "macro": ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('a') }}{{ f(messages | length) }}", "[a][3]"),
     "filters": ("{{ messages | map(attribute='role') | join(', ') | upper | trim }}", "USER, ASSISTANT, USER"),
     "selectattr": ("{{ (messages | selectattr('role', 'equalto', 'user') | list)[-1].content }}", "2+2?"),
@@ -54,7 +72,10 @@ RENDERED = {
     "format": ("{{ '%s-%03d' % ('a', 7) }} {{ '{:>4}'.format('b') }}", "a-007    b"),
     "unpacking": ("{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}", "role=user;content=Hi <b> ü;"),
     "block set": ("{% set x %}a{{ 1 + 1 }}{% endset %}{{ x }}{{ x | length }}", "a22"),
-    "recursive loop": ("{% for i in [[1, [2]], [3]] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}", "123"),
+    "recursive loop": (
+        "{% for i in [[1, [2]], [3]] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}",
+        "123",
+    ),
     "else": ("{% for m in [] %}x{% else %}none{% endfor %}", "none"),
     "prompt": ("{% if add_generation_prompt %}A:{% endif %}{% if tools is none %}-{% endif %}", "A:-"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from functools import cache
@@ -12,11 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rlx.errors import InputError, TokenizerError
+from rlx.errors import InputError, RlxError, TokenizerError
 from rlx.io.gguf import open_gguf
 from rlx.io.tokenizer import Tokenizer, tokenizer_from, tokenizer_from_folder, tokenizer_from_gguf
-from tests.io.gguf_writer import write_gguf
-
+from tests.io.gguf_writer import gguf_bytes, write_gguf
 
 
 def load(name: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def test_any_text_comes_back(smollm2: Tokenizer, text: str) -> None:
     assert b"".join(map(smollm2.token_bytes, ids)) == expected
 
 
-MISSING_BYTES: frozenset[int] = frozenset()
+MISSING_BYTES = bytes.fromhex("0406131416 1d f1f2")
 
 
 @given(ids=st.lists(st.integers(0, 49151), max_size=40), skip=st.booleans())
@@ -198,6 +198,32 @@ BROKEN: dict[str, dict[str, Any]] = {
 def test_broken_descriptions_are_refused(tmp_path: Path, case: str) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.ggml"):
         built(tmp_path, metadata(RECORDED["gpt-2"], **BROKEN[case]))
+
+
+@given(data=st.data(), name=st.sampled_from(["gpt-2", "llama-spm"]))
+def test_damaged_vocabularies_never_raise_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
+) -> None:
+    content = bytearray(DAMAGED[name])
+    for bit in data.draw(st.lists(st.integers(0, len(content) * 8 - 1), min_size=1, max_size=6)):
+        content[bit // 8] ^= 1 << bit % 8
+    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    path.write_bytes(content)
+    with contextlib.suppress(RlxError):
+        tokenizer = tokenizer_from_gguf(open_gguf(path))
+        tokenizer.decode(tokenizer.encode("Hello, world! 🦙"))
+
+
+def small(entry: dict[str, Any]) -> bytes:
+    """The first entries of a vocabulary, so that damage hits its structure as often as its strings."""
+    kept = {key: part[:60] if isinstance(part, list) else part for key, part in entry.items()}
+    names = set(kept["tokens"])
+    if "merges" in kept:
+        kept["merges"] = [m for m in entry["merges"] if {*m.split(" "), m.replace(" ", "")} <= names] or ["! !"]
+    return gguf_bytes(metadata(kept, bos_token_id=0, eos_token_id=1, unknown_token_id=0))
+
+
+DAMAGED = {name: small(RECORDED[name]) for name in ("gpt-2", "llama-spm")}
 
 
 def test_scores_are_needed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The recorded tiny Llamas as files on disk: a Hugging Face folder, or a GGUF file as llama.cpp's converter lays it out."""
+"""The recorded tiny Llamas as files on disk: a Hugging Face folder, or a GGUF file as llama.cpp lays it out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 

@@ -16,7 +16,7 @@ from rlx.io.safetensors_folder import open_folder
 from rlx.models import ModelRecipe, recipe_for
 from rlx.models.llama_config import config_from_hf
 from tests.models.checkpoints import gguf_metadata, gguf_tensors, write_folder, write_gguf
-from tests.references.load import PromptCase, TinyLlamaCase, smollm2_prompts, tiny_llama_cases
+from tests.references.load import PromptCase, smollm2_prompts, tiny_llama_cases
 
 CASES = {case.name: case for case in tiny_llama_cases()}
 # float32 rounding of transformers over three layers; the bar of the exact mode
@@ -98,13 +98,17 @@ def test_gguf_rope_scaling_keys(tmp_path: Path) -> None:
     for keys in ({"scaling__type": "linear", "scaling__factor": 4.0}, {"scale_linear": 4.0}):
         np.testing.assert_array_equal(gguf_scaling(tmp_path, **keys).inverse, plain.inverse / np.float32(4))
     yarn = gguf_scaling(
-        tmp_path, scaling__type="yarn", scaling__factor=4.0, scaling__original_context_length=32, scaling__attn_factor=0.5
+        tmp_path,
+        scaling__type="yarn",
+        scaling__factor=4.0,
+        scaling__original_context_length=32,
+        scaling__attn_factor=0.5,
     )
     parameters = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     expected = rope_frequencies(parameters, 16, 128)
     np.testing.assert_array_equal(yarn.inverse, expected.inverse)
     assert yarn.attention_scaling == pytest.approx(expected.attention_scaling * 0.5)
-    with pytest.raises(UnsupportedModelError, match="rope.scaling.type = 'longrope'"):
+    with pytest.raises(UnsupportedModelError, match=r"rope\.scaling\.type = 'longrope'"):
         gguf_scaling(tmp_path, scaling__type="longrope", scaling__factor=4.0)
 
 
@@ -198,7 +202,7 @@ def test_a_tensor_the_recipe_would_not_read_is_refused(key: str, tmp_path: Path)
 
 def test_tensors_without_meaning_are_let_be(tmp_path: Path) -> None:
     case = CASES["tied"]
-    extra = {"lm_head.weight": np.zeros((131, 64), np.float32)}
+    extra: dict[str, Any] = {"lm_head.weight": np.zeros((131, 64), np.float32)}
     extra["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(8, np.float32)
     recipe = recipe_for(open_folder(write_folder(tmp_path, case.config, {**case.weights(), **extra})))
     assert np.abs(logits_of(recipe, case.ids, np.float64) - case.logits).max() <= TOLERANCE

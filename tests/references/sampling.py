@@ -2,7 +2,7 @@
 """Record what llama.cpp's sampler chain and transformers' logits processors leave of a distribution.
 
 In: the options below. Out: sampling.json and sampling.npz. Run `python -m tests.references.sampling` with the
-`references` extra and llama-cpp-python installed (LLAMA_CPP_LIB_PATH names the folder of libllama if it is built apart).
+`references` extra and llama-cpp-python installed (its LLAMA_CPP_LIB_PATH names the folder of a libllama built apart).
 
 Every answer is `[vocab]` float32. llama.cpp: the probability of each token after penalties, top-k, top-p, min-p and
 temperature, 0 for what was filtered. transformers: scores after the repetition penalty, or probabilities after top-k,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlx.errors import ChatTemplateError, ContextLengthError, InputError, OptionError, RlxError
-from rlx.runtime.engine import Engine
+from rlx.runtime.engine import Engine, Request, RequestHandle
 from rlx.runtime.generate import StopMatcher, TextStream, Timings, run_together, stream
 from rlx.runtime.model import Model
 from rlx.runtime.sampler import SamplingOptions
@@ -114,7 +114,16 @@ def test_stop_string_ends_the_request() -> None:
     assert (text.result.finish_reason, text.result.stop_reason) == ("stop", stop)
     assert len(text.result.tokens) < 20
     assert toy_text(text.result.tokens).endswith(stop)
-    assert engine.num_requests == 0 and engine.num_free_pages == 64
+    assert engine.num_requests == 0
+    assert engine.num_free_pages == 64
+
+
+def test_what_was_held_back_shows_at_the_end() -> None:
+    full = toy_text(tokens_alone([1, 2], PLAIN))
+    options = SamplingOptions.from_keywords({"stop": full[-3:] + "never"}, PLAIN)
+    text = TextStream(Engine(ToyStep()), ToyTokenizer(), [1, 2], options)
+    assert "".join(text) == text.result.text == full
+    assert text.result.finish_reason == "length"
 
 
 def test_result_before_the_end_is_an_error() -> None:
@@ -145,7 +154,8 @@ def test_closing_cancels_the_request(how: str) -> None:
     else:
         del text
     gc.collect()
-    assert engine.num_requests == 0 and engine.num_free_pages == 64
+    assert engine.num_requests == 0
+    assert engine.num_free_pages == 64
 
 
 def test_ctrl_c_cancels_and_the_engine_goes_on() -> None:
@@ -165,6 +175,18 @@ def test_ctrl_c_cancels_and_the_engine_goes_on() -> None:
     assert engine.num_requests == 1
     assert "".join(other) == toy_text(tokens_alone([2], PLAIN))
     assert engine.num_free_pages == 64
+
+
+def test_ctrl_c_while_a_request_is_added_leaves_none_behind() -> None:
+    class Interrupted(Engine):
+        def add(self, request: Request) -> RequestHandle:
+            super().add(request)
+            raise KeyboardInterrupt
+
+    engine = Interrupted(ToyStep())
+    with pytest.raises(KeyboardInterrupt):
+        TextStream(engine, ToyTokenizer(), [1], PLAIN)
+    assert engine.num_requests == 0
 
 
 def test_streams_may_be_interleaved() -> None:
@@ -193,7 +215,8 @@ def test_a_failing_request_raises_and_closes_the_others() -> None:
     streams = [TextStream(engine, ToyTokenizer(), [prompt], PLAIN) for prompt in (1, 2)]
     with pytest.raises(RlxError, match="not finite"):
         run_together(engine, streams)
-    assert engine.num_requests == 0 and engine.num_free_pages == 64
+    assert engine.num_requests == 0
+    assert engine.num_free_pages == 64
 
 
 def test_result_as_json() -> None:
@@ -203,11 +226,14 @@ def test_result_as_json() -> None:
     read = json.loads(json.dumps(text.result.to_json(), allow_nan=False))
     expected = alone([1, 2], options)
     assert read["tokens"] == [sampled.token for sampled in expected]
-    assert read["prompt_tokens"] == [1, 2] and read["seed"] == 5
+    assert read["prompt_tokens"] == [1, 2]
+    assert read["seed"] == 5
     assert read["logprobs"][0]["logprob"] == expected[0].logprob
     assert read["logprobs"][0]["top"][1] == {"token": expected[0].top[1][0], "logprob": expected[0].top[1][1]}
     timings = read["timings"]
-    assert timings["prompt_tokens"] == 2 and timings["decode_tokens"] == 3 and timings["load_seconds"] == 1.5
+    assert timings["prompt_tokens"] == 2
+    assert timings["decode_tokens"] == 3
+    assert timings["load_seconds"] == 1.5
     assert 0 < timings["prefill_seconds"] <= timings["first_token_seconds"]
     assert timings["decode_tokens_per_second"] == pytest.approx(3 / timings["decode_seconds"])
 
@@ -234,10 +260,12 @@ def toy_model(**keywords: Any) -> tuple[Model, ToyStep]:
 def test_generate_takes_text_and_tokens() -> None:
     model, _ = toy_model()
     expected = tokens_alone([30, 0, 1], PLAIN)
-    assert model.tokenize("ab") == [30, 0, 1] and model.tokenize("ab", add_special=False) == [0, 1]
+    assert model.tokenize("ab") == [30, 0, 1]
+    assert model.tokenize("ab", add_special=False) == [0, 1]
     for prompt in ("ab", [30, 0, 1], (30, 0, 1), np.array([30, 0, 1])):
         result = model.generate(prompt)  # type: ignore[arg-type]
-        assert result.tokens == tuple(expected) and result.text == toy_text(expected)
+        assert result.tokens == tuple(expected)
+        assert result.text == toy_text(expected)
         assert result.timings.load_seconds == 0.25
     assert "".join(model.stream("ab")) == toy_text(expected)
     assert model.generate("ab", max_tokens=3).tokens == tuple(expected[:3])
@@ -326,7 +354,8 @@ def test_closing_a_model() -> None:
     with model:
         assert (model.context, model.vocab_size) == (64, VOCAB)
     model.close()
-    assert program.closed == 1 and repr(model).endswith("closed>")
+    assert program.closed == 1
+    assert repr(model).endswith("closed>")
     for call in (lambda: model.generate("a"), lambda: model.logits([1]), lambda: model.stream_chat([{"content": "a"}])):
         with pytest.raises(RlxError, match="the model is closed"):
             call()

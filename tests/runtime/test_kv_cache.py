@@ -26,7 +26,8 @@ def test_no_page_has_two_owners_and_none_is_lost(
         before, free = cache.pages, set(range(num_pages)).difference(*(cache.pages for cache in caches))
         if length == 0:
             cache.release()
-            assert cache.pages == () and cache.capacity == 0
+            assert cache.pages == ()
+            assert cache.capacity == 0
         elif cache.missing(length) > len(free):
             with pytest.raises(CacheFullError):
                 cache.grow(length)
@@ -43,7 +44,8 @@ def test_no_page_has_two_owners_and_none_is_lost(
         assert all(cache.table_row().tolist() == list(cache.pages) for cache in caches)
     for cache in caches:
         cache.release()
-    assert allocator.num_free == num_pages and allocator.allocate(num_pages) == list(range(num_pages))
+    assert allocator.num_free == num_pages
+    assert allocator.allocate(num_pages) == list(range(num_pages))
 
 
 def test_freed_pages_come_back_lowest_first() -> None:
@@ -59,7 +61,8 @@ def test_full_cache_says_how_full() -> None:
     allocator.allocate(2)
     with pytest.raises(CacheFullError) as caught:
         allocator.allocate(2)
-    assert "1 of 3 pages of 16 positions free" in str(caught.value) and "2 more pages" in str(caught.value)
+    assert "1 of 3 pages of 16 positions free" in str(caught.value)
+    assert "2 more pages" in str(caught.value)
     assert allocator.num_free == 1
 
 

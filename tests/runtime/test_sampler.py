@@ -128,7 +128,8 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) 
     row[37] = bad
     with pytest.raises(RlxError, match="not finite") as caught:
         Sampler(SamplingOptions(temperature=temperature), 100).sample(row)
-    assert "1 of 100" in str(caught.value) and "id 37" in str(caught.value)
+    assert "1 of 100" in str(caught.value)
+    assert "id 37" in str(caught.value)
 
 
 def test_penalties_beyond_float32_are_refused() -> None:
@@ -142,6 +143,14 @@ def test_penalties_beyond_float32_are_refused() -> None:
 def test_wrong_length_is_refused() -> None:
     with pytest.raises(RlxError, match="wrong shape"):
         Sampler(SamplingOptions(), 3).sample(logits_of([1, 2]))
+
+
+def test_edges_of_a_draw() -> None:
+    """A token owns its interval from the lower edge on, and minus zero is a tie with zero."""
+    options = SamplingOptions.from_keywords(NEUTRAL)
+    row = logits_of([0.0, -0.0])
+    assert [draw(row, options, uniform) for uniform in (0.0, 0.49, 0.5, 1 - 2.0**-53)] == [0, 0, 1, 1]
+    assert draw(logits_of([-0.0, 0.0]), options, 0.0) == 0
 
 
 def test_tiny_temperature_is_greedy() -> None:
@@ -222,7 +231,8 @@ def test_draw_equals_the_textbook(size: int, options: dict[str, Any], uniform: f
     place = int(np.flatnonzero(order == draw(scores, parsed, uniform))[0])
     # The draw lies in its token's interval; 1e-9 is far above the rounding of 5000 additions in float64.
     assert edges[place] - weights[place] / weights.sum() - 1e-9 <= uniform <= edges[place] + 1e-9
-    assert before[place] < parsed.top_p + 1e-9 and likely[place] >= parsed.min_p - 1e-9
+    assert before[place] < parsed.top_p + 1e-9
+    assert likely[place] >= parsed.min_p - 1e-9
 
 
 def test_logprobs_are_of_the_raw_distribution() -> None:
@@ -257,7 +267,8 @@ def test_bad_values_are_named(name: str, value: object) -> None:
     with pytest.raises(OptionError) as caught:
         SamplingOptions.from_keywords({name: value})
     assert caught.value.where == name
-    assert caught.value.found is not None and caught.value.expected is not None
+    assert caught.value.found is not None
+    assert caught.value.expected is not None
 
 
 def test_values_beyond_the_vocabulary_are_refused() -> None:
@@ -277,7 +288,9 @@ def test_unknown_names_get_the_nearest() -> None:
 
 def test_values_are_normalised() -> None:
     options = SamplingOptions.from_keywords({"stop": "\n", "top_k": np.int64(3), "temperature": np.float32(0.5)})
-    assert options.stop == ("\n",) and type(options.top_k) is int and type(options.temperature) is float
+    assert options.stop == ("\n",)
+    assert type(options.top_k) is int
+    assert type(options.temperature) is float
     base = SamplingOptions(top_k=7)
     assert SamplingOptions.from_keywords({"seed": 2}, base) == SamplingOptions(top_k=7, seed=2)
 

@@ -79,13 +79,15 @@ class ToyStep:
     ) -> None:
         arrays = (tokens, positions, sequences, page_table, logit_rows)
         assert all(array.dtype == np.int32 for array in arrays)
-        assert tokens.shape == positions.shape == sequences.shape and 1 <= tokens.size <= self.max_rows
+        assert tokens.shape == positions.shape == sequences.shape
+        assert 1 <= tokens.size <= self.max_rows
         assert (positions < self.max_context).all()
         steps = np.diff(positions)
         same = np.diff(sequences) == 0
         assert (steps[same] == 1).all()
         assert (np.diff(sequences)[~same] > 0).all()
-        assert (np.diff(logit_rows) > 0).all() and (logit_rows < tokens.size).all()
+        assert (np.diff(logit_rows) > 0).all()
+        assert (logit_rows < tokens.size).all()
         used: list[int] = []
         for sequence in np.unique(sequences):
             length = int(positions[sequences == sequence].max()) + 1

@@ -479,7 +479,6 @@ def _suffix(element: Any) -> str:
 def set_width(function: Any, target: Target) -> None:
     """Ask LLVM to use the full register width of the target."""
     if target.vector_bits == 512:
-        attributes = function.attributes
-        attributes._known = attributes._known | {'"prefer-vector-width"="512"', '"min-legal-vector-width"="512"'}
-        attributes.add('"prefer-vector-width"="512"')
-        attributes.add('"min-legal-vector-width"="512"')
+        for name in ("prefer-vector-width", "min-legal-vector-width"):
+            # llvmlite's own `add` takes attributes without a value only
+            set[str].add(function.attributes, f'"{name}"="512"')

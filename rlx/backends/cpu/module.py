@@ -6,6 +6,7 @@ a call are computed with a few NumPy operations; nothing is done per op in Pytho
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,6 +66,7 @@ class CpuModule:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.program, self.target = program, target
+        self._lock = threading.Lock()  # one run at a time: the tables are shared
         start = time.perf_counter()
         key = cache_key(program.kernels, target)
         code = object_cache.load(cache, key) if cache else None
@@ -76,7 +78,7 @@ class CpuModule:
         self.compile_seconds = 0.0 if self.cached else time.perf_counter() - start
         names = [function_name(i, kernel) for i, kernel in enumerate(program.kernels)]
         self._library, addresses = _link(code, key, target, [*names, "rlx_run", "rlx_worker"])
-        self._pool = ThreadPool(addresses["rlx_run"], addresses["rlx_worker"], threads)
+        self._pool = ThreadPool(addresses["rlx_run"], addresses["rlx_worker"], threads, self._library)
         self._fault = np.zeros(8, np.int64)
         self._held: dict[int, Array] = {}
         self.weight_bytes = 0
@@ -134,17 +136,19 @@ class CpuModule:
         Raises:
             InputError: an index in the inputs lies outside of its table.
         """
-        if self._arena_buffers.size:
-            self._place_arena(dims)
-        for buffer, array in memory.items():
-            self._addresses[buffer] = array.ctypes.data
-        np.take(self._addresses, self._operands, out=self._arguments)
-        if self._sizes_table.coefficients.size:
-            self._sizes[:] = self._sizes_table.evaluate(dims)
-        self._steps[:, 3] = self._units_table.evaluate(dims)
-        self._fault[0] = 0
-        self._pool.run(self._steps.ctypes.data, len(self._steps), self._fault.ctypes.data)
-        if self._fault[0]:
+        with self._lock:
+            if self._arena_buffers.size:
+                self._place_arena(dims)
+            for buffer, array in memory.items():
+                self._addresses[buffer] = array.ctypes.data
+            np.take(self._addresses, self._operands, out=self._arguments)
+            if self._sizes_table.coefficients.size:
+                self._sizes[:] = self._sizes_table.evaluate(dims)
+            self._steps[:, 3] = self._units_table.evaluate(dims)
+            self._fault[0] = 0
+            self._pool.run(self._steps.ctypes.data, len(self._steps), self._fault.ctypes.data)
+            fault = int(self._fault[0])
+        if fault:
             raise InputError(
                 "an index lies outside of its table",
                 where=self.program.name,

@@ -45,9 +45,10 @@ class ThreadPool:
         run: address of `rlx_run`.
         worker: address of `rlx_worker`.
         threads: threads of a run, the caller's included.
+        code: whatever keeps the code of the two in memory; each worker holds it until it has left native code.
     """
 
-    def __init__(self, run: int, worker: int, threads: int) -> None:
+    def __init__(self, run: int, worker: int, threads: int, code: object) -> None:
         self.threads = threads
         # one line of slack to start on a cache line
         self._memory = np.zeros(WORDS.workers + (threads + 1) * LINE, np.int64)
@@ -59,10 +60,12 @@ class ThreadPool:
         self._worker = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(worker)
         self._wake = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._lock = threading.Lock()
+        workers: list[threading.Thread] = []
         for index, wake in enumerate(self._wake):
-            arguments = (self._memory, self._address, self._worker, index, wake)
-            threading.Thread(target=_serve, args=arguments, name=f"rlx-{index + 1}", daemon=True).start()
-        self._finalizer = weakref.finalize(self, _stop, self.state, self._wake)
+            arguments = ([self._memory, code], self._address, self._worker, index, wake)
+            workers.append(threading.Thread(target=_serve, args=arguments, name=f"rlx-{index + 1}", daemon=True))
+            workers[-1].start()
+        self._finalizer = weakref.finalize(self, _stop, self.state, self._wake, workers)
 
     def run(self, steps: int, count: int, fault: int) -> int:
         """Run a step table; gives the number of threads that took part."""
@@ -80,19 +83,23 @@ class ThreadPool:
         self._finalizer()
 
 
-def _serve(memory: Any, address: int, worker: Any, index: int, wake: threading.Semaphore) -> None:
-    """The life of a worker. It holds the memory, so that the words outlive the pool."""
+def _serve(held: list[object], address: int, worker: Any, index: int, wake: threading.Semaphore) -> None:
+    """The life of a worker. It holds the words and the code, so that both outlive a pool that is dropped."""
     while True:
         wake.acquire()
         if worker(address, index, IDLE_SPINS):
-            del memory
+            held.clear()
             return
 
 
-def _stop(state: Any, wake: list[threading.Semaphore]) -> None:
+def _stop(state: Any, wake: list[threading.Semaphore], workers: list[threading.Thread]) -> None:
+    """End the workers and wait for it: their code must not be unmapped under them."""
     state[WORDS.stop] = 1
     for semaphore in wake:
         semaphore.release()
+    for worker in workers:
+        if worker is not threading.current_thread():
+            worker.join()
 
 
 def _yield_address() -> int:

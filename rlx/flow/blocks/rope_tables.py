@@ -106,7 +106,35 @@ def _columns(ctx: FlowCtx, table: FlowValue, order: NDArray[np.intp]) -> FlowVal
 
 
 def rows_of_tokens(ctx: FlowCtx, table: FlowValue, seq: Size) -> FlowValue:
-    """The rows of a table `[rows, width]` at the positions of the tokens.
+    """The rows of a table `[rows, width]`, row = position, at the positions of the tokens; refuses as `check_rows`."""
+    check_rows(ctx, table, seq)
+    return ctx.op("take_rows", table, ctx.positions(seq))
+
+
+def fit_rows(ctx: FlowCtx, table: FlowValue, seq: Size) -> FlowValue:
+    """A table that has a row for each token as it is; of one that is data (row = position) the rows of the tokens.
+
+    Raises:
+        ShapeError: it has fewer rows than the sequence, or is neither.
+    """
+    if table.shape[0] == seq:
+        return table
+    check_rows(ctx, table, seq)
+    maker = next((node for node in ctx.builder.nodes if table.value in node.outputs), None)
+    is_data = maker is not None and maker.op in ("constant", "parameter", "dequantize")
+    # the positions are known for the tokens of the input, not for a part of them such as the last one
+    if is_data and seq == sequence_axis(ctx.wrap(ctx.builder.inputs[0][1])):
+        return ctx.op("take_rows", table, ctx.positions(seq))
+    raise ShapeError(
+        "the RoPE table needs one row for each token",
+        where=str(ctx.location),
+        found=f"{table.type} for a sequence of {seq}",
+        fix="give a table whose rows are positions to RopeTablesStage(RopeTableData(cos, sin))",
+    )
+
+
+def check_rows(ctx: FlowCtx, table: FlowValue, seq: Size) -> None:
+    """Refuse a table that is too short.
 
     Raises:
         ShapeError: it has fewer rows than the longest sequence.
@@ -120,7 +148,6 @@ def rows_of_tokens(ctx: FlowCtx, table: FlowValue, seq: Size) -> FlowValue:
             expected=f"{longest}, the longest {seq}" if seq != longest else str(longest),
             fix="give a longer table, or bound the sequence: Dim('seq', max=...)",
         )
-    return ctx.op("take_rows", table, ctx.positions(seq))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rlx.errors import FlowError, ShapeError
 from rlx.flow.blocks.mask import MaskKind
-from rlx.flow.blocks.rope_tables import rows_of_tokens
+from rlx.flow.blocks.rope_tables import fit_rows, sequence_axis
 
 if TYPE_CHECKING:
     from rlx.flow.context import FlowCtx, Operand
@@ -120,23 +120,28 @@ def resolve_rope(ctx: FlowCtx, spec: SelfAttnPrefillSpec, x: FlowValue) -> RopeP
     """
     if spec.n_rot == 0:
         return None
-    return RopePair(_resolve_half(ctx, spec, x, "cos"), _resolve_half(ctx, spec, x, "sin"))
+    cos, sin = _find_table(ctx, spec.rope_table, "cos"), _find_table(ctx, spec.rope_table, "sin")
+    return RopePair(_fitted(ctx, spec, x, cos), _fitted(ctx, spec, x, sin))
 
 
-def _resolve_half(ctx: FlowCtx, spec: SelfAttnPrefillSpec, x: FlowValue, half: str) -> FlowValue:
-    name = spec.rope_table
+def _find_table(ctx: FlowCtx, name: str | None, half: str) -> FlowValue:
     table = (ctx.rope_cos if half == "cos" else ctx.rope_sin) if name is None else ctx.named.get(f"{name}_{half}")
-    if table is None:
-        slot = f"rope_{half}" if name is None else f'named["{name}_{half}"]'
-        stage = "RopeTablesStage(...)" if name is None else f'NamedRopeTablesStage("{name}", ...)'
-        call = ".rope_tables(...)" if name is None else f'.named_rope_tables("{name}", ...)'
-        raise FlowError(
-            "the default RoPE table is missing" if name is None else f'the RoPE table "{name}" is missing',
-            where=str(ctx.location),
-            found=f"nothing in {slot}",
-            fix=f"add {stage} earlier in the flow: {call}",
-        )
-    pairs, seq = spec.n_rot // 2, x.shape[-2] if x.type.rank > 1 else 1
+    if table is not None:
+        return table
+    slot = f"rope_{half}" if name is None else f'named["{name}_{half}"]'
+    stage = "RopeTablesStage(...)" if name is None else f'NamedRopeTablesStage("{name}", ...)'
+    call = ".rope_tables(...)" if name is None else f'.named_rope_tables("{name}", ...)'
+    raise FlowError(
+        "the default RoPE table is missing" if name is None else f'the RoPE table "{name}" is missing',
+        where=str(ctx.location),
+        found=f"nothing in {slot}",
+        fix=f"add {stage} earlier in the flow: {call}",
+    )
+
+
+def _fitted(ctx: FlowCtx, spec: SelfAttnPrefillSpec, x: FlowValue, table: FlowValue) -> FlowValue:
+    """The table with one row for each token of x and one column for each rotated pair."""
+    pairs = spec.n_rot // 2
     if table.type.rank != 2 or table.width < pairs:
         raise ShapeError(
             "the RoPE table has fewer columns than rotated pairs",
@@ -144,8 +149,7 @@ def _resolve_half(ctx: FlowCtx, spec: SelfAttnPrefillSpec, x: FlowValue, half: s
             found=str(table.type),
             expected=f"[rows, {pairs}] for n_rot = {spec.n_rot}",
         )
-    if table.shape[0] != seq:
-        table = rows_of_tokens(ctx, table, seq)
+    table = fit_rows(ctx, table, sequence_axis(x))
     return table if table.width == pairs else ctx.op("slice", table, axis=1, start=0, stop=pairs)
 
 

@@ -1,11 +1,11 @@
 """Makes tokenizers.json, variants.json and smollm2.json anew: reference token ids for small texts.
 
-    python -m tests.io.data.record_tokenizers PATH_TO/llama.cpp/models PATH_TO/SmolLM2-135M-Instruct.Q4_1.gguf
+    python -m tests.io.data.record_tokenizers LLAMA_CPP/models SmolLM2-135M-Instruct.Q4_1.gguf
 
-tokenizers.json: the references are the `.inp` and `.out` files beside the vocabulary-only GGUFs of llama.cpp, which hold
-texts and the ids that the Hugging Face tokenizer of each model gave. A whole vocabulary is megabytes; kept here are the
-entries that occur in the texts and the merges among them, in their order, so that every decision a tokenizer takes on
-these texts is the same. Ids are renumbered. The GGUFs are read with the `gguf` package.
+tokenizers.json: the references are the `.inp` and `.out` files beside the vocabulary-only GGUFs of llama.cpp, which
+hold texts and the ids that the Hugging Face tokenizer of each model gave. A whole vocabulary is megabytes; kept here
+are the entries that occur in the texts and the merges among them, in their order, so that every decision a tokenizer
+takes on these texts is the same. Ids are renumbered. The GGUFs are read with the `gguf` package.
 
 variants.json: llama.cpp itself (through llama-cpp-python, of the `references` extra) on GPT-2's vocabulary under other
 names of the pre-tokenizer. smollm2.json: llama.cpp on the default model, all of its ids.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from gguf import GGUFReader
@@ -83,7 +84,7 @@ def published(path: Path, byte_level: bool) -> dict[str, object]:
 
 
 def asked(path: Path, texts: list[str]) -> list[list[int]]:
-    from llama_cpp import Llama
+    from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
 
     model = Llama(str(path), vocab_only=True, verbose=False)
     return [model.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
@@ -96,7 +97,7 @@ def variant(path: Path, name: str, texts: list[str]) -> dict[str, object]:
         return record(renamed, True, texts, asked(renamed, texts))
 
 
-def save(name: str, content: dict[str, object]) -> None:
+def save(name: str, content: Mapping[str, object]) -> None:
     lines = [f"{json.dumps(key)}: {json.dumps(entry, ensure_ascii=False)}" for key, entry in content.items()]
     Path(__file__).with_name(name).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 

@@ -133,8 +133,10 @@ def _evaluate(e: Emit, expression: Expression, operands: Sequence[Val]) -> Val:
     if isinstance(expression, int):
         return operands[expression]
     if isinstance(expression, float):
-        floats = [value for value in operands if value.element != I1]
-        return e.typed(expression, floats[0].type if floats else vec(F32))
+        # a literal is a float unless all there is are integers
+        numbers = [value for value in operands if value.element != I1]
+        integers = numbers and not any(value.is_float for value in numbers)
+        return e.typed(expression, vec(I32) if integers else vec(F32))
     values = [_evaluate(e, operand, operands) for operand in expression[1]]
     return SCALAR_EMITTERS[expression[0]](e, *values)
 

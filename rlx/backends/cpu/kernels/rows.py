@@ -128,5 +128,5 @@ def build_reduce_sum(body: Body, config: Mapping[str, Setting]) -> None:
 
 @kernel("reduce_max", "row", help="16 lanes along the row", when=always, plan=_plan_reduce)
 def build_reduce_max(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: x [rows, width], out [rows, 1]; sizes width."""
-    _build_reduce(body, float("-inf"), body.e.maximum)
+    """Buffers: x [rows, width], out [rows, 1]; sizes width. Not-a-number in a row is its maximum, as in NumPy."""
+    _build_reduce(body, float("-inf"), lambda a, b: body.e.intrinsic("maximum", a, b))

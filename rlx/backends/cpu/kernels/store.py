@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from rlx.backends.cpu.emit import F32, I8, LANES, Emit, Val
+from rlx.backends.cpu.emit import F32, I8, LANES, VI, Emit, Val
 from rlx.core.dtype import q8_act
 
 
 def store_quantised(e: Emit, values: Sequence[Val], address: Val) -> None:
-    """One block of 32 float32 (two vectors) as 32 int8, the scale and the float32 sum (see `core/storage.py`)."""
-    largest = e.reduce(e.maximum(e.abs(values[0]), e.abs(values[1])), e.maximum)
+    """One block of 32 float32 (two vectors) as 32 int8, the scale and the float32 sum (see `core/storage.py`).
+
+    A block with a NaN or an infinity gets quants 0 and a scale that is not finite, so that the fault stays visible.
+    """
+    largest = _largest_magnitude(e, values)
     scale = largest / 127.0
-    inverse = e.select(largest > 0.0, e.like(127.0, largest) / largest, e.like(0.0, largest))
-    rounded = [e.round_even(value * e.splat(inverse)).to_int() for value in values]
+    inverse = e.like(127.0, largest) / largest
+    # infinite for a block of zeros or one below 3.8e-37: its quants are 0
+    inverse = e.splat(e.select(inverse < math.inf, inverse, e.like(0.0, inverse)))
+    scaled = [value * inverse for value in values]
+    # not-a-number compares false, and has no integer
+    bounded = [e.select(e.abs(value) <= 127.5, value, 0.0) for value in scaled]
+    rounded = [e.round_even(value).to_int() for value in bounded]
     for index, quants in enumerate(rounded):
         e.store(quants.trunc(I8), e.at(address, index * LANES))
     total = e.reduce(rounded[0] + rounded[1], lambda a, b: a + b)
     e.store(scale, e.at(address, 32))
     e.store(total.to_float(F32) * scale, e.at(address, 36))
+
+
+def _largest_magnitude(e: Emit, values: Sequence[Val]) -> Val:
+    """The largest |x|; magnitudes compare as integers, where not-a-number is larger than infinity."""
+    bits = [value.bitcast(VI) & 0x7FFFFFFF for value in values]
+    return e.reduce(e.maximum(*bits), e.maximum).bitcast(F32)
 
 
 QUANTISED_BLOCK = q8_act.block_size
