@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from rlx.config import settings
 from rlx.core.backend import Backend
-from rlx.core.graph import Graph
+from rlx.core.graph import Graph, Node
 from rlx.core.rewrite import eliminate_dead, merge_common
 from rlx.core.text import print_graph
 from rlx.core.verify import verify
@@ -41,6 +41,7 @@ class Stages:
     dump: Path | None
     graphs: dict[str, Graph | Program] = field(default_factory=dict[str, "Graph | Program"])
     count: int = 0
+    trusted: set[tuple[str, Node]] = field(default_factory=set[tuple[str, Node]])
 
     def run(self, name: str, level: str, source: Graph, function: Callable[[Graph], T]) -> T:
         """Apply a pass, verify what it gives, and write it down."""
@@ -60,7 +61,7 @@ class Stages:
     def keep(self, name: str, level: str, result: T) -> T:
         """Verify and write down a stage."""
         if isinstance(result, Graph):
-            verify(result, level, after=name)
+            verify(result, level, after=name, trusted=self.trusted)
         self.graphs[level] = result
         if self.dump is not None:
             self._write(f"{self.count:02d}-{level}-{name}.txt", to_text(result))

@@ -30,7 +30,10 @@ class KernelPlan:
 class Backend(Protocol):
     """A target of the compiler."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
 
     def why_not(self, node: Node) -> str | None:
         """None if the backend runs the node as it is; else the reason it does not."""

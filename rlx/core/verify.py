@@ -17,23 +17,25 @@ from rlx.errors import RlxError, VerifyError
 from rlx.ops.op import REGISTRY
 
 
-def verify(graph: Graph, level: str, *, after: str | None = None) -> None:
+def verify(graph: Graph, level: str, *, after: str | None = None, trusted: set[tuple[str, Node]] | None = None) -> None:
     """Check a graph.
 
     Args:
         graph: the graph.
         level: "hir" or "mir".
         after: name of the pass that made the graph, for the message.
+        trusted: nodes, with their level, whose own rules were checked before; those of this graph are added. Nodes do
+            not change, so a pipeline checks each of them once; order and uses are checked every time.
 
     Raises:
         VerifyError: a rule is broken; the message names the node, its location and the pass.
     """
-    _Check(graph, level, after).run()
+    _Check(graph, level, after, set() if trusted is None else trusted).run()
 
 
 class _Check:
-    def __init__(self, graph: Graph, level: str, after: str | None) -> None:
-        self.graph, self.level, self.after = graph, level, after
+    def __init__(self, graph: Graph, level: str, after: str | None, trusted: set[tuple[str, Node]]) -> None:
+        self.graph, self.level, self.after, self.trusted = graph, level, after, trusted
         self.defined: set[Value] = set()
         self.symbols: dict[str, Symbol] = {}
         self.keys: dict[str, TensorType] = {}
@@ -84,6 +86,16 @@ class _Check:
         for position, value in enumerate(node.inputs):
             if value not in self.defined:
                 raise self.error(f"operand {position} is read before it is made", node, found=value.type)
+        if (self.level, node) not in self.trusted:
+            self.check_rules(node)
+            self.trusted.add((self.level, node))
+        if node.op == "parameter":
+            self.check_key(node)
+        for value in node.outputs:
+            self.define(value, node)
+
+    def check_rules(self, node: Node) -> None:
+        """What holds of a node by itself."""
         op = REGISTRY.get(node.op)
         if op is None:
             raise self.error(f"there is no op called {node.op}", node)
@@ -95,10 +107,6 @@ class _Check:
         if found != expected:
             raise self.error("the attributes are not those of the op", node, sorted(found), sorted(expected))
         self.check_types(node)
-        if node.op == "parameter":
-            self.check_key(node)
-        for value in node.outputs:
-            self.define(value, node)
 
     def check_types(self, node: Node) -> None:
         """Infer equal nodes once, for layers repeat. The text of attributes tells 1 from 1.0 and True."""

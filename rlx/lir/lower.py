@@ -16,7 +16,7 @@ def lower(graph: Graph, backend: Backend) -> Program:
 
     Raises:
         UnsupportedOpError: the backend has no kernel for a node (legalisation was left out).
-        VerifyError: a value that is updated in place is read again later.
+        VerifyError: a value that is updated in place is read again later, or is not the program's to change.
     """
     return _Lowering(graph, backend).run()
 
@@ -30,15 +30,29 @@ class _Lowering:
         self.buffer_of: dict[Value, int] = {}
         self.weights: dict[tuple[str, str], int] = {}
         self.parameters: dict[Value, Node] = {}
-        self.last_use = {value: i for i, node in enumerate(graph.nodes) for value in node.inputs}
+        # both by the value that a chain of reshapes renames
+        self.renamed: dict[Value, Value] = {}
+        self.last_use: dict[Value, int] = {}
 
     def run(self) -> Program:
+        """The whole program."""
         for name, value in self.graph.inputs:
             self.buffer_of[value] = self._add(Buffer("input", value.type, name))
+        self._find_last_uses()
         for index, node in enumerate(self.graph.nodes):
             self._node(index, node)
         outputs = tuple((name, self._output(name, value)) for name, value in self.graph.outputs)
         return Program(self.graph.name, outputs, tuple(self.kernels), tuple(self.buffers), tuple(self.steps))
+
+    def _find_last_uses(self) -> None:
+        for index, node in enumerate(self.graph.nodes):
+            if node.op == "reshape":
+                self.renamed[node.output] = self._original(node.inputs[0])
+            self.last_use.update((self._original(value), index) for value in node.inputs)
+        self.last_use.update((self._original(value), len(self.graph.nodes)) for _, value in self.graph.outputs)
+
+    def _original(self, value: Value) -> Value:
+        return self.renamed.get(value, value)
 
     def _add(self, buffer: Buffer) -> int:
         self.buffers.append(buffer)
@@ -60,16 +74,23 @@ class _Lowering:
         operands = [self._operand(value, plan.layouts.get(i, "")) for i, value in enumerate(node.inputs)]
         for position, value in enumerate(node.outputs):
             if position in plan.in_place:
-                source = node.inputs[plan.in_place[position]]
-                if self.last_use[source] != index:
-                    raise VerifyError(f"{node.op} updates a value in place that is read later", where=str(node.location))
-                self.buffer_of[value] = operands[plan.in_place[position]]
+                self.buffer_of[value] = self._taken_over(index, node, plan.in_place[position])
             else:
                 self.buffer_of[value] = self._add(Buffer("arena", value.type))
                 operands.append(self.buffer_of[value])
         kernel = Kernel(node.op, plan.variant, tuple(sorted(plan.config.items())))
         number = self.kernels.setdefault(kernel, len(self.kernels))
         self.steps.append(Step(number, tuple(operands), plan.sizes, plan.units, node.location))
+
+    def _taken_over(self, index: int, node: Node, position: int) -> int:
+        """The buffer of an operand whose memory a result takes over."""
+        original = self._original(node.inputs[position])
+        buffer = self.buffer_of.get(original)
+        if buffer is None or self.buffers[buffer].kind not in ("input", "arena"):
+            raise VerifyError(f"{node.op} updates a weight or constant in place", where=str(node.location))
+        if self.last_use[original] != index or sum(self._original(value) is original for value in node.inputs) > 1:
+            raise VerifyError(f"{node.op} updates a value in place that is read later", where=str(node.location))
+        return buffer
 
     def _operand(self, value: Value, layout: str) -> int:
         if value in self.buffer_of:

@@ -102,8 +102,8 @@ def grouped_attention(q: Array, k: Array, v: Array, seen: Array | None, attrs: M
     """q [Sq, heads*D], k and v [Sk, kv_heads*D], `seen` bool or an additive mask [Sq, Sk]; gives [Sq, heads*D]."""
     heads, kv_heads = attrs["num_heads"], attrs["num_kv_heads"]
     group = heads // kv_heads
-    queries = q.reshape(q.shape[0], kv_heads, group, -1)
-    keys, values = (x.reshape(x.shape[0], kv_heads, -1) for x in (k, v))
+    queries = q.reshape(q.shape[0], kv_heads, group, q.shape[1] // heads)
+    keys, values = (x.reshape(x.shape[0], kv_heads, x.shape[1] // kv_heads) for x in (k, v))
     scores = np.einsum("ihgd,jhd->hgij", queries, keys) * attrs["scale"]
     if attrs["softcap"] is not None:
         scores = attrs["softcap"] * np.tanh(scores / attrs["softcap"])
@@ -224,8 +224,9 @@ def _infer_repeat_kv(types: Types, attrs: Attrs) -> Types:
 
 
 def _reference_repeat_kv(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
-    x = inputs[0].reshape(*inputs[0].shape[:-1], attrs["num_kv_heads"], -1)
-    return (np.repeat(x, attrs["repeats"], axis=-2).reshape(*inputs[0].shape[:-1], -1),)
+    lead, width, heads = inputs[0].shape[:-1], inputs[0].shape[-1], attrs["num_kv_heads"]
+    x = inputs[0].reshape(*lead, heads, width // heads)
+    return (np.repeat(x, attrs["repeats"], axis=-2).reshape(*lead, width * attrs["repeats"]),)
 
 
 def _decompose_repeat_kv(emit: Emitter, inputs: tuple[Value, ...], attrs: Attrs) -> Sequence[Value]:

@@ -51,7 +51,7 @@ def _infer_rms_norm(types: Types, attrs: Attrs) -> Types:
 
 def _reference_rms_norm(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
     x, weight = inputs
-    grouped = x.reshape(*x.shape[:-1], attrs["groups"], -1)
+    grouped = x.reshape(*x.shape[:-1], attrs["groups"], x.shape[-1] // attrs["groups"])
     scale = 1.0 / np.sqrt(np.mean(grouped * grouped, axis=-1, keepdims=True) + attrs["eps"])
     result = (grouped * scale * (weight + 1.0 if attrs["plus_one"] else weight)).reshape(x.shape)
     if attrs["dtype"] == q8_act:

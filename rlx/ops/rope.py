@@ -120,7 +120,7 @@ def _infer_rope(types: Types, attrs: Attrs) -> Types:
 def _reference_rope(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
     x, cos, sin = inputs
     half = cos.shape[-1]
-    heads = x.reshape(*x.shape[:-1], attrs["num_heads"], -1)
+    heads = x.reshape(*x.shape[:-1], attrs["num_heads"], x.shape[-1] // attrs["num_heads"])
     cos, sin = cos[:, None, :], sin[:, None, :]
     result = heads.copy()
     if attrs["style"] == "half":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +62,17 @@ def load(
     checkpoint = open_model(path)
     recipe = recipe_for(checkpoint, context)
     length = context or min(recipe.context_length, DEFAULT_CONTEXT)
-    session = start_session(
-        recipe.flow, recipe.weights, recipe.vocab_size, length, precision=precision, threads=threads, target=target
-    )
-    tokenizer, template = _text_side(checkpoint)
+    # building a tokenizer takes as long as packing the weights, and both leave the interpreter to others
+    with ThreadPoolExecutor(1, thread_name_prefix="rlx-tokenizer") as executor:
+        text_side = executor.submit(_text_side, checkpoint)
+        session = start_session(
+            recipe.flow, recipe.weights, recipe.vocab_size, length, precision=precision, threads=threads, target=target
+        )
+        try:
+            tokenizer, template = text_side.result()
+        except BaseException:
+            session.close()
+            raise
     info = {
         "architecture": recipe.architecture,
         "parameters": sum(_elements(t.shape) for t in checkpoint.tensors.values()),

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from tests.cpu.compiling import TARGETS, compiled
 
 TARGET = TARGETS[0]
 STEPS = 6
+ROOT = Path(__file__).parents[2]
 
 
 def chain(threads: int, name: str = "chain") -> Executable:
@@ -152,7 +154,7 @@ def test_a_process_that_closes_nothing_ends() -> None:
         "exe = chain(3); exe(x=data(4)); time.sleep(0.2)\n"
         "other = chain(2); other(x=data(4))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 

@@ -1,1 +1,1 @@
-"""What the first issue promises, shown on whole models: from files to logits, text, texts of every level, and refusals."""
+"""The first issue's promises, shown on whole models: files to logits and text, texts of every level, refusals."""

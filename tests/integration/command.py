@@ -45,7 +45,7 @@ def check_refusal(done: Done, code: int, *facts: str) -> None:
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     message = without_progress(done.stderr)
-    assert message.lower().count("error:") == 1, done.stderr
+    assert len(re.findall(r"^[eE]rror: ", message, re.MULTILINE)) == 1, done.stderr
     for word in ("Traceback", 'File "', "internal error", "Exception"):
         assert word not in done.stderr, done.stderr
     for fact in facts:

@@ -11,12 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rlx.runtime.model import Model
 from rlx.runtime.session import Session
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 Chunk = tuple[int, int]
 """Which sequence, and how many of its next tokens."""
+
+
+def session_of_model(model: Model) -> Session:
+    """The step program inside a loaded model."""
+    program = model._program
+    assert isinstance(program, Session)
+    return program
 
 
 class Drive:
@@ -54,8 +62,13 @@ class Drive:
             sequences += [sequence] * count
             rows += range(len(tokens) - (1 if last_only else count), len(tokens))
             self.done[sequence] += count
-        columns = (np.array(column, np.int32) for column in (tokens, positions, sequences))
-        logits = self.session.run(*columns, self.page_table, np.array(rows, np.int32))
+        logits = self.session.run(
+            np.array(tokens, np.int32),
+            np.array(positions, np.int32),
+            np.array(sequences, np.int32),
+            self.page_table,
+            np.array(rows, np.int32),
+        )
         ends = np.cumsum([1 if last_only else count for _, count in chunks])
         return np.split(logits, ends[:-1])
 

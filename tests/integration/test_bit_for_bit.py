@@ -17,7 +17,7 @@ from rlx.backends.cpu.target import available
 from rlx.io.reference import resolve
 from rlx.runtime.model import Model
 from rlx.runtime.session import Session
-from tests.integration.driving import Drive, Floats, Ints, in_chunks
+from tests.integration.driving import Drive, Floats, Ints, in_chunks, session_of_model
 from tests.integration.tiny import TINY, recipe_of, session_of, write_packed_gguf
 from tests.models.checkpoints import write_folder
 from tests.references.load import botchan_windows
@@ -77,10 +77,19 @@ def some_ids(name: str, length: int, vocab_size: int) -> Ints:
     return (np.abs(seeded_tensor(name, (length,), 5)) * 1e6).astype(np.int64).__mod__(vocab_size).astype(np.int32)
 
 
-@pytest.mark.parametrize("target", available())
-@pytest.mark.parametrize("precision", ["exact", "fast"])
-@pytest.mark.parametrize("form", ["f32", "packed"])
-@pytest.mark.parametrize("name", ["gqa_untied", "mistral_window", "wide_heads"])
+def tiny_variants() -> list[Any]:
+    """Every model, form of weights, precision and target; those that a quick run takes cover each of them once."""
+    variants: list[Any] = []
+    for target in available():
+        for name in ("gqa_untied", "mistral_window", "wide_heads"):
+            for form, precision in (("f32", "exact"), ("packed", "exact"), ("packed", "fast")):
+                quick = (name, precision) == ("mistral_window", "fast") or (name, form) == ("wide_heads", "f32")
+                marks = () if quick else pytest.mark.slow
+                variants.append(pytest.param(name, form, precision, target, marks=marks))
+    return variants
+
+
+@pytest.mark.parametrize(("name", "form", "precision", "target"), tiny_variants())
 def test_tiny_models(name: str, form: str, precision: str, target: str, tmp_path: Path) -> None:
     case = TINY[name]
     path = (
@@ -105,12 +114,7 @@ def smollm2_sessions(request: pytest.FixtureRequest, smollm2_path: Path) -> Iter
     models: dict[int, Model] = {
         threads: rlx.load(smollm2_path, precision=request.param, threads=threads, context=512) for threads in (1, 2)
     }
-    sessions: dict[int, Session] = {}
-    for threads, model in models.items():
-        program = model.engine._program
-        assert isinstance(program, Session)
-        sessions[threads] = program
-    yield sessions
+    yield {threads: session_of_model(model) for threads, model in models.items()}
     for model in models.values():
         model.close()
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from rlx.runtime.model import Model
-from rlx.runtime.session import Session
-from tests.integration.driving import Drive
+from tests.integration.driving import Drive, session_of_model
 from tests.references.kl import log_sum_exp
 from tests.references.load import (
     PromptCase,
@@ -45,7 +44,7 @@ def test_eight_prompts_of_different_lengths_are_recorded() -> None:
 
 def test_greedy_continuations_are_those_of_transformers(smollm2_exact: Model) -> None:
     """All eight in the same steps. No end token stops them, which `generate` would do."""
-    session = session_of(smollm2_exact)
+    session = session_of_model(smollm2_exact)
     found = Drive(session, [case.ids for case in PROMPTS.values()], room=32, seed=1).greedy(32)
     expected = {case.name: case.greedy.tolist() for case in PROMPTS.values()}
     assert dict(zip(PROMPTS, found, strict=True)) == expected
@@ -92,9 +91,3 @@ def test_chat_continues_the_rendered_conversation(smollm2_exact: Model) -> None:
     case = next(case for case in smollm2_conversations() if case.add_generation_prompt)
     result = smollm2_exact.chat(case.messages, temperature=0, max_tokens=2)
     assert result.prompt_tokens == case.ids
-
-
-def session_of(model: Model) -> Session:
-    program = model.engine._program
-    assert isinstance(program, Session)
-    return program

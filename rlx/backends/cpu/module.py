@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rlx.backends.cpu import object_cache
 from rlx.backends.cpu.codegen import cache_key, compile_module, function_name, target_machine
 from rlx.backends.cpu.kernels.formats import pack_rows16
-from rlx.backends.cpu.native import STEP_WORDS
+from rlx.backends.cpu.native import STEP
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.threads import ThreadPool
 from rlx.core.type import TensorType
@@ -101,12 +101,12 @@ class CpuModule:
         self._sizes_table = SizeTable([size for step in steps for size in step.sizes])
         self._units_table = SizeTable([step.units for step in steps])
         self._sizes = np.zeros(max(1, sum(len(step.sizes) for step in steps)), np.int64)
-        self._steps = np.zeros((len(steps), STEP_WORDS), np.int64)
+        self._steps = aligned(8 * len(steps) * STEP.count).view(np.int64).reshape(len(steps), STEP.count)
         first_operand = first_size = 0
         for row, step in zip(self._steps, steps, strict=True):
-            row[0] = functions[step.kernel]
-            row[1] = self._arguments.ctypes.data + 8 * first_operand
-            row[2] = self._sizes.ctypes.data + 8 * first_size
+            row[STEP.function] = functions[step.kernel]
+            row[STEP.buffers] = self._arguments.ctypes.data + 8 * first_operand
+            row[STEP.sizes] = self._sizes.ctypes.data + 8 * first_size
             first_operand += len(step.buffers)
             first_size += len(step.sizes)
         members = [buffer for slot in self.program.slots for buffer in slot]
@@ -144,7 +144,8 @@ class CpuModule:
             np.take(self._addresses, self._operands, out=self._arguments)
             if self._sizes_table.coefficients.size:
                 self._sizes[:] = self._sizes_table.evaluate(dims)
-            self._steps[:, 3] = self._units_table.evaluate(dims)
+            self._steps[:, STEP.units] = self._units_table.evaluate(dims)
+            self._steps[:, STEP.claimed : STEP.done + 1] = 0
             self._fault[0] = 0
             self._pool.run(self._steps.ctypes.data, len(self._steps), self._fault.ctypes.data)
             fault = int(self._fault[0])

@@ -1,8 +1,12 @@
-"""The native side of a run: the step loop, the barrier and the worker loop, emitted like the kernels.
+"""The native side of a run: the step loop and the worker loop, emitted like the kernels.
 
 Shared state is an array of 64-bit words (`Words`), one cache line for each thing that several threads touch. A worker is
-sleeping (in Python, on a lock), ready (spinning here) or claimed (taking part in a run). A run claims whoever is ready;
+sleeping (in Python, on a lock), ready (spinning here), claimed for a run, or running. A run claims whoever is ready;
 results do not depend on how many that is.
+
+The units of a step are cut into chunks that threads claim one after the other, and a step is over when all its chunks
+are done. So a thread that the system has put aside holds up no step unless it sits in the middle of a chunk: the others
+do its share, and when it comes back it walks past what is done.
 """
 
 from __future__ import annotations
@@ -22,20 +26,35 @@ class Words:
     """Positions in the shared state."""
 
     go: int = 0  # number of the run that claimed workers may start
-    barrier: int = LINE
     threads: int = 2 * LINE
     steps: int = 2 * LINE + 1
     count: int = 2 * LINE + 2
     fault: int = 2 * LINE + 3
     yield_now: int = 2 * LINE + 4  # address of sched_yield, or 0
     stop: int = 3 * LINE
-    workers: int = 4 * LINE  # a line for each worker: state, rank, run it is claimed for
+    workers: int = 4 * LINE  # a line for each worker: state, run it is claimed for
 
 
 WORDS = Words()
-SLEEPING, READY, CLAIMED = 0, 1, 2
+SLEEPING, READY, CLAIMED, RUNNING = 0, 1, 2, 3
 SPINS_BEFORE_YIELD = 4000
-STEP_WORDS = 4  # function, buffers, sizes, units
+CHUNKS_PER_THREAD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepWords:
+    """Positions in a row of the step table, which is one cache line. The last two start a run at 0."""
+
+    function: int = 0
+    buffers: int = 1
+    sizes: int = 2
+    units: int = 3
+    claimed: int = 4  # chunks taken
+    done: int = 5  # chunks finished
+    count: int = LINE
+
+
+STEP = StepWords()
 
 
 def emit_runtime(module: Any, target: Target) -> None:
@@ -112,30 +131,50 @@ def _spin(e: Emit, state: Val, keep_on: Callable[[], Val]) -> None:
 
 
 def _emit_run_steps(module: Any, target: Target) -> Any:
-    """`rlx_run_steps(state, rank)`: this thread's share of every step, and a barrier after each."""
-    e, (state, rank), function = _function(module, target, "rlx_run_steps", ir.VoidType(), [PTR, I64])
+    """`rlx_run_steps(state)`: take chunks of every step in order until the last step is done."""
+    e, (state,), function = _function(module, target, "rlx_run_steps", ir.VoidType(), [PTR])
     function.linkage = "internal"
     threads, count = (e.load(_word(e, state, word), I64) for word in (WORDS.threads, WORDS.count))
     steps, fault = (e.load(_word(e, state, word), PTR) for word in (WORDS.steps, WORDS.fault))
-    barrier = _word(e, state, WORDS.barrier)
     with e.loop(0, count) as index:
-        row = e.at(steps, index * STEP_WORDS, I64)
-        code, buffers, sizes = (e.load(e.at(row, i, I64), PTR) for i in range(3))
-        units = e.load(row, I64, 3)
-        begin, end = units * rank // threads, units * (rank + 1) // threads
-        with e.when(begin < end):
-            arguments = [buffers, sizes, begin, end, fault]
-            e.b.call(_Callee(code, [a.type for a in arguments]), [a.v for a in arguments])
-        with e.when(threads > 1):
-            e.b.atomic_rmw("add", barrier.v, e.i64(1).v, "acq_rel")
-            goal = threads * (index + 1)
-            _spin(e, state, lambda goal=goal: _atomic_load(e, barrier) < goal)
+        row = e.at(steps, index * STEP.count, I64)
+        units = e.load(row, I64, STEP.units)
+        with e.either(threads.equals(1)) as (alone, together):
+            with alone:
+                _call_kernel(e, row, e.i64(0), units, fault)
+            with together:
+                _share_step(e, state, row, units, e.minimum(units, threads * CHUNKS_PER_THREAD), fault)
     _finish(e, None)
     return function
 
 
+def _share_step(e: Emit, state: Val, row: Val, units: Val, chunks: Val, fault: Val) -> None:
+    claimed, done = _word(e, row, STEP.claimed), _word(e, row, STEP.done)
+    chunk = e.var(e.i64(0))
+
+    def take() -> Val:
+        # look before adding, so that a latecomer does not write to the line
+        free = _atomic_load(e, claimed) < chunks
+        with e.when(free):
+            chunk.set(Val(e, e.b.atomic_rmw("add", claimed.v, e.i64(1).v, "acq_rel")))
+        return free & (chunk.get() < chunks)
+
+    with e.loop_while(take):
+        begin, end = units * chunk.get() // chunks, units * (chunk.get() + 1) // chunks
+        _call_kernel(e, row, begin, end, fault)
+        e.b.atomic_rmw("add", done.v, e.i64(1).v, "acq_rel")
+    _spin(e, state, lambda: _atomic_load(e, done) < chunks)
+
+
+def _call_kernel(e: Emit, row: Val, begin: Val, end: Val, fault: Val) -> None:
+    code, buffers, sizes = (e.load(row, PTR, word, I64) for word in (STEP.function, STEP.buffers, STEP.sizes))
+    with e.when(begin < end):
+        arguments = [buffers, sizes, begin, end, fault]
+        e.b.call(_Callee(code, [a.type for a in arguments]), [a.v for a in arguments])
+
+
 def _emit_run(module: Any, target: Target, run_steps: Any) -> None:
-    """`rlx_run(state, workers, patience)`: claim ready workers, run, wait for them. Gives the number of threads used.
+    """`rlx_run(state, workers, patience)`: claim ready workers and run. Gives the number of threads claimed.
 
     A worker that is not ready within `patience` spins is done without.
     """
@@ -149,17 +188,17 @@ def _emit_run(module: Any, target: Target, run_steps: Any) -> None:
             _pause(e)
             spins.set(spins.get() + 1)
         # written before the claim, read after it
-        _atomic_store(e, run, _word(e, state, line + 2))
+        _atomic_store(e, run, _word(e, state, line + 1))
         with e.when(_compare_and_swap(e, pointer, READY, CLAIMED)):
-            e.store(threads.get(), _word(e, state, line + 1))
             threads.set(threads.get() + 1)
     e.store(threads.get(), _word(e, state, WORDS.threads))
-    _atomic_store(e, 0, _word(e, state, WORDS.barrier))
     _atomic_store(e, run, go)
-    e.b.call(run_steps, [state.v, e.i64(0).v])
+    e.b.call(run_steps, [state.v])
     with e.loop(0, workers) as worker:
         pointer = _word(e, state, worker * LINE + WORDS.workers)
-        _spin(e, state, lambda pointer=pointer: _atomic_load(e, pointer).equals(CLAIMED))
+        # one that has not begun need not begin; one that has must leave before the step table is used again
+        _compare_and_swap(e, pointer, CLAIMED, READY)
+        _spin(e, state, lambda pointer=pointer: _atomic_load(e, pointer).equals(RUNNING))
     _finish(e, threads.get())
 
 
@@ -167,15 +206,18 @@ def _emit_worker(module: Any, target: Target, run_steps: Any) -> None:
     """`rlx_worker(state, index, patience)`: take part in runs until none came for `patience` spins. Gives the stop word."""
     e, (state, index, patience), _ = _function(module, target, "rlx_worker", I64, [PTR, I64, I64])
     line = index * LINE + WORDS.workers
-    pointer, rank, run = (_word(e, state, line + i) for i in range(3))
+    pointer, run = (_word(e, state, line + i) for i in range(2))
     go, stop = _word(e, state, WORDS.go), _word(e, state, WORDS.stop)
     _atomic_store(e, READY, pointer)
     idle, awake = e.var(e.i64(0)), e.var(e.i64(1))
     with e.loop_while(lambda: awake.get() > 0), e.either(_atomic_load(e, pointer).equals(CLAIMED)) as (claimed, free):
         with claimed:
             _spin(e, state, lambda: _atomic_load(e, go) < _atomic_load(e, run))
-            e.b.call(run_steps, [state.v, e.load(rank, I64).v])
-            _atomic_store(e, READY, pointer)
+            with e.when(_compare_and_swap(e, pointer, CLAIMED, RUNNING)):
+                # again: between the two this claim may have been given up and another one made
+                _spin(e, state, lambda: _atomic_load(e, go) < _atomic_load(e, run))
+                e.b.call(run_steps, [state.v])
+                _atomic_store(e, READY, pointer)
             idle.set(0)
         with free:
             _pause(e)

@@ -45,7 +45,7 @@ def build_append(body: Body, config: Mapping[str, Setting]) -> None:
     k_cache, v_cache, k, v, positions, sequences, table = (body.buffer(i) for i in range(7))
     width = heads * head_dim
     with e.loop(body.begin, body.end) as row:
-        position = e.load(positions, I32, row).sext(I64)
+        position = body.checked_index(e.load(positions, I32, row).sext(I64), body.size(1) * page)
         entry = _table_entry(body, e.load(sequences, I32, row).sext(I64), position // page)
         base = body.checked_index(e.load(table, I32, entry).sext(I64), body.size(2)) * (width * page)
         slot = position % page
@@ -96,10 +96,7 @@ def build_attention(body: Body, config: Mapping[str, Setting]) -> None:
         limit = e.minimum(e.minimum(body.end - unit.get(), frame.tokens - row), ROWS)
         sequence = e.load(frame.sequences, I32, row)
         run = e.var(e.i64(1))
-        with e.loop_while(
-            lambda: (run.get() < limit)
-            & e.load(frame.sequences, I32, e.minimum(row + run.get(), frame.tokens - 1)).equals(sequence)
-        ):
+        with e.loop_while(lambda: (run.get() < limit) & _follows(frame, e.minimum(row + run.get(), frame.tokens - 1), row)):
             run.set(run.get() + 1)
         with e.either(run.get() > 1) as (several, one):
             with several:
@@ -107,6 +104,15 @@ def build_attention(body: Body, config: Mapping[str, Setting]) -> None:
             with one:
                 _tile(frame, 1, head, row, run.get(), sequence.sext(I64))
         unit.set(unit.get() + run.get())
+
+
+def _follows(frame: _Frame, row: Val, first: Val) -> Val:
+    """Whether a row belongs into the tile that starts at `first`: its sequence, and a later position than the row before."""
+    e = frame.e
+    before = e.load(frame.positions, I32, e.maximum(row - 1, first))
+    return e.load(frame.sequences, I32, row).equals(e.load(frame.sequences, I32, first)) & (
+        e.load(frame.positions, I32, row) > before
+    )
 
 
 class _Frame:
@@ -184,7 +190,7 @@ def _row(frame: _Frame, head: Val, index: Val) -> _Row:
     e = frame.e
     base = (index * frame.heads + head) * frame.head_dim
     return _Row(
-        e.load(frame.positions, I32, index).sext(I64),
+        frame.body.checked_index(e.load(frame.positions, I32, index).sext(I64), frame.body.size(1) * frame.page),
         e.at(frame.q, base, F32),
         e.at(frame.out, base, F32),
         e.var(NEG_INFINITY, F32),
