@@ -68,6 +68,12 @@ class Stages:
         self.count += 1
         return result
 
+    def write_code(self, level: str, make: Callable[[], str]) -> None:
+        """Write down what a backend made of the program; the text is made only if it is wanted."""
+        if self.dump is not None:
+            self._write(f"{self.count:02d}-{level}.txt", make())
+            self.count += 1
+
     def _write(self, name: str, text: str) -> None:
         try:
             if self.dump is not None:

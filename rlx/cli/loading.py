@@ -47,6 +47,7 @@ class LoadFlags:
     threads: int | None = None
     target: str | None = None
     context: int | None = None
+    profile: str | None = None
 
 
 @contextmanager
@@ -63,6 +64,7 @@ def loaded_model(flags: LoadFlags) -> Generator[Model, None, None]:
             threads=flags.threads,
             target=flags.target,
             context=flags.context,
+            profile=flags.profile,
             progress=progress,
         )
     try:

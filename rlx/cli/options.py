@@ -29,6 +29,9 @@ TargetOption = Annotated[
 ContextOption = Annotated[
     int | None, typer.Option("--context", "-c", help="Most tokens of prompt and answer together.", metavar="N")
 ]
+ProfileOption = Annotated[
+    str | None, typer.Option(help="A compile profile: a TOML file with precision, fusion, page_size...", metavar="FILE")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
 
 TemperatureOption = Annotated[

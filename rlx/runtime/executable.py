@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rlx.backends.cpu.codegen import assembly, emit_module
 from rlx.backends.cpu.module import CpuModule
 from rlx.backends.cpu.target import Target
-from rlx.compiler import Stages, to_text
+from rlx.compiler import Stages, level_of, to_text
 from rlx.core.bind import bind_inputs, concrete_shape
 from rlx.core.graph import Graph
 from rlx.core.type import numpy_shape
@@ -93,6 +93,30 @@ class Executable:
     def close(self) -> None:
         """End the worker threads."""
         self.module.close()
+
+
+class Interpreted:
+    """A graph that a backend without machine code runs: the NumPy reference, or the one that runs nothing.
+
+    It is called like an `Executable`; its only text is that of the graph.
+    """
+
+    def __init__(self, graph: Graph, weights: Any, backend: str) -> None:
+        self.graph, self._weights, self._backend = graph, weights, backend
+        self.text: Mapping[str, str] = {level_of(graph): to_text(graph)}
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run it; see `Executable.__call__`. The reference computes in float32."""
+        if self._backend == "null":
+            from rlx.backends.null import NullBackend
+
+            return NullBackend().run_graph(self.graph, inputs, level_of(self.graph))
+        from rlx.backends.reference import run_graph
+
+        return run_graph(self.graph, inputs, self._weights, dtype=np.float32)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def empty(buffer: Buffer, dims: Mapping[str, int]) -> Array:

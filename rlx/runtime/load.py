@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,15 @@ from rlx.config import settings
 from rlx.errors import OptionError
 
 if TYPE_CHECKING:
+    from rlx.backends.cpu.module import CpuModule
+    from rlx.compiler import Stages
     from rlx.core.graph import Graph
     from rlx.flow.flow import ModelFlow
+    from rlx.flow.profile import Profile
     from rlx.flow.weights import WeightSource
     from rlx.io.checkpoint import Checkpoint
-    from rlx.runtime.executable import Executable
+    from rlx.lir.program import Program
+    from rlx.runtime.executable import Executable, Interpreted
     from rlx.runtime.model import Model
     from rlx.runtime.session import Session
 
@@ -38,6 +43,7 @@ def load(
     threads: int | None = None,
     target: str | None = None,
     context: int | None = None,
+    profile: Profile | str | Path | None = None,
     progress: Callable[..., None] | None = None,
 ) -> Model:
     """Load a language model.
@@ -48,6 +54,7 @@ def load(
         threads: compute threads; RLX_THREADS, or what affinity and the cgroup quota allow.
         target: instruction set; RLX_TARGET, or this host's.
         context: most positions of one text; the model's own, up to 8192, by default.
+        profile: a compile profile, or the TOML file of one; the arguments above beat it.
         progress: called while a model is fetched, see `rlx.io.reference.resolve`.
 
     Raises:
@@ -57,6 +64,9 @@ def load(
     from rlx.models.registry import recipe_for
     from rlx.runtime.model import Model
 
+    chosen = merged_profile(profile, precision, target)
+    if context is not None and context < 1:
+        raise OptionError("a context holds at least one token", found=context, expected="1 or more")
     path = resolve(str(reference), progress)
     start = time.perf_counter()
     checkpoint = open_model(path)
@@ -66,7 +76,7 @@ def load(
     with ThreadPoolExecutor(1, thread_name_prefix="rlx-tokenizer") as executor:
         text_side = executor.submit(_text_side, checkpoint)
         session = start_session(
-            recipe.flow, recipe.weights, recipe.vocab_size, length, precision=precision, threads=threads, target=target
+            recipe.flow, recipe.weights, recipe.vocab_size, length, profile=chosen, threads=threads
         )
         try:
             tokenizer, template = text_side.result()
@@ -79,7 +89,7 @@ def load(
         "file_bytes": sum(t.nbytes for t in checkpoint.tensors.values()),
         "context_length": length,
         "path": str(path),
-        **session_info(session, precision),
+        **session_info(session, chosen),
         "load_seconds": time.perf_counter() - start,
     }
     return Model(_name(str(reference), path), session, tokenizer, template, info)
@@ -91,9 +101,10 @@ def start_session(
     vocab_size: int,
     context: int,
     *,
+    profile: Profile | None = None,
     precision: str | None = None,
-    threads: int | None = None,
     target: str | None = None,
+    threads: int | None = None,
     num_pages: int | None = None,
 ) -> Session:
     """Compile a causal flow to its step program and load it with a KV cache.
@@ -103,21 +114,20 @@ def start_session(
         weights: its weights.
         vocab_size: logits of a token.
         context: most positions of one sequence.
+        profile, precision, target, threads: as for `load`.
         num_pages: pages of the cache; by default for several contexts, within `KV_BUDGET` bytes.
+
+    Raises:
+        OptionError: the profile asks for a backend that holds no cache.
     """
-    from rlx.backends.cpu.backend import CpuBackend
-    from rlx.backends.cpu.module import CpuModule
-    from rlx.backends.cpu.target import resolve as resolve_target
-    from rlx.compiler import compile_graph
     from rlx.hir.derive_step import derive_step
     from rlx.runtime.session import Session
 
-    environment = settings()
-    chosen = resolve_target(target or environment.target)
-    derived = derive_step(flow.build(weights))
-    program, _ = compile_graph(derived.graph, CpuBackend(chosen), precision=checked_precision(precision))
-    cache = environment.cache_dir if environment.object_cache else None
-    module = CpuModule(program, weights, chosen, checked_threads(threads), cache)
+    chosen = merged_profile(profile, precision, target)
+    if chosen.backend != "cpu":
+        raise OptionError("only the cpu backend runs a session", found=chosen.backend, fix="use rlx.compile instead")
+    derived = derive_step(flow.build(weights, chosen), chosen.page_size)
+    _, _, module = _cpu_module(derived.graph, weights, chosen, threads)
     if num_pages is None:
         per_context = -(-context // derived.page_size)
         affordable = KV_BUDGET // max(1, derived.bytes_per_page)
@@ -132,45 +142,67 @@ def compile(  # noqa: A001 - the public name is rlx.compile
     target: str = "cpu",
     precision: str | None = None,
     threads: int | None = None,
-) -> Executable:
+    profile: Profile | str | Path | None = None,
+) -> Executable | Interpreted:
     """Compile a graph or a flow to something that is called with arrays.
 
     Args:
         source: a HIR or MIR graph, or a `ModelFlow`.
         weights: a weight source, or a mapping from key to array.
-        target: "cpu" for this host, or an instruction set ("avx512", "avx2", "portable").
+        target: "cpu" for this host, an instruction set ("avx512", "avx2", "portable"), or "reference" or "null" for
+            the NumPy oracle and the backend that runs nothing.
+        precision, threads, profile: as for `load`.
 
     Raises:
         RlxError: the graph is not well formed, or has an op without a kernel.
     """
-    from rlx.backends.cpu.backend import CpuBackend
-    from rlx.backends.cpu.module import CpuModule
-    from rlx.backends.cpu.target import resolve as resolve_target
-    from rlx.compiler import compile_graph
     from rlx.core.graph import Graph
     from rlx.flow.weights import DictWeights
-    from rlx.runtime.executable import Executable
+    from rlx.runtime.executable import Executable, Interpreted
 
-    environment = settings()
+    chosen = merged_profile(profile, precision, None if target in ("cpu", "reference", "null") else target)
+    if target in ("reference", "null"):
+        chosen = replace(chosen, backend=target)
     held = DictWeights(weights) if isinstance(weights, Mapping) else weights
-    graph = source if isinstance(source, Graph) else source.build(held if held is not None else DictWeights({}))
-    chosen = resolve_target(environment.target if target == "cpu" else target)
-    program, stages = compile_graph(graph, CpuBackend(chosen), precision=checked_precision(precision))
-    cache = environment.cache_dir if environment.object_cache else None
-    module = CpuModule(program, held, chosen, checked_threads(threads), cache)
+    graph = source if isinstance(source, Graph) else source.build(held, chosen)
+    if chosen.backend != "cpu":
+        return Interpreted(graph, held, chosen.backend)
+    program, stages, module = _cpu_module(graph, held, chosen, threads)
     return Executable(graph, program, stages, module)
 
 
-def checked_precision(precision: str | None) -> str:
-    """The precision to use.
+def _cpu_module(
+    graph: Graph, weights: WeightSource | None, profile: Profile, threads: int | None
+) -> tuple[Program, Stages, CpuModule]:
+    from rlx.backends.cpu.backend import CpuBackend
+    from rlx.backends.cpu.codegen import assembly, emit_module
+    from rlx.backends.cpu.module import CpuModule
+    from rlx.backends.cpu.target import resolve
+    from rlx.compiler import compile_graph
+
+    environment, target = settings(), resolve(profile.target)
+    program, stages = compile_graph(graph, CpuBackend(target), precision=profile.precision, fusion=profile.fusion)
+    stages.write_code("llvm", lambda: emit_module(program.kernels, target))
+    stages.write_code("asm", lambda: assembly(program.kernels, target))
+    cache = environment.cache_dir if environment.object_cache else None
+    return program, stages, CpuModule(program, weights, target, checked_threads(threads), cache)
+
+
+def merged_profile(profile: Profile | str | Path | None, precision: str | None, target: str | None) -> Profile:
+    """The profile to use: an argument beats the profile, the profile beats the environment.
 
     Raises:
-        OptionError: it is neither "fast" nor "exact".
+        OptionError: a value is not allowed.
+        ModelNotFoundError: the profile's file cannot be read.
     """
-    chosen = precision or settings().precision
-    if chosen not in ("fast", "exact"):
-        raise OptionError("unknown precision", found=repr(chosen), expected="fast or exact")
-    return chosen
+    from rlx.flow.profile import Profile
+
+    environment = settings()
+    if profile is None:
+        profile = Profile(precision=environment.precision, target=environment.target)
+    elif not isinstance(profile, Profile):
+        profile = Profile.load(profile)
+    return replace(profile, precision=precision or profile.precision, target=target or profile.target)
 
 
 def checked_threads(threads: int | None) -> int:
@@ -187,11 +219,11 @@ def checked_threads(threads: int | None) -> int:
     return chosen
 
 
-def session_info(session: Session, precision: str | None) -> dict[str, object]:
+def session_info(session: Session, profile: Profile) -> dict[str, object]:
     """What a loaded session says of itself."""
     module = session.module
     return {
-        "precision": checked_precision(precision),
+        "precision": profile.precision,
         "threads": module.threads,
         "target": module.target.name,
         "compile_seconds": module.compile_seconds,

@@ -38,11 +38,13 @@ class NullBackend:
         """False: nothing is gained where nothing is computed."""
         return False
 
-    def run_graph(self, graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run_graph(
+        self, graph: Graph, inputs: Mapping[str, NDArray[Any]], level: str = MIR
+    ) -> dict[str, NDArray[Any]]:
         """Check the graph and its inputs and give zeros.
 
         Args:
-            graph: a MIR graph.
+            graph: a graph of the level.
             inputs: an array for each input; a packed one as `uint8` with the last axis in bytes.
 
         Returns:
@@ -52,7 +54,7 @@ class NullBackend:
             VerifyError: the graph breaks a rule of MIR.
             InputError: the inputs do not fit the graph.
         """
-        verify(graph, MIR)
+        verify(graph, level)
         symbols = bind_inputs(graph.inputs, inputs)
         results: dict[str, NDArray[Any]] = {}
         for name, value in graph.outputs:
