@@ -53,8 +53,8 @@ class Stages:
             path = self._reproducer(name, source)
             raise CompileError(
                 f"the pass {name} failed: {type(error).__name__}: {error}",
-                where=str(path),
-                fix="report it with this file, which holds the graph the pass was given",
+                where=str(path) if path else name,
+                fix="report it with this file, which holds the graph the pass was given" if path else None,
             ) from error
         return self.keep(name, level, result)
 
@@ -68,10 +68,10 @@ class Stages:
         self.count += 1
         return result
 
-    def write_code(self, level: str, make: Callable[[], str]) -> None:
-        """Write down what a backend made of the program; the text is made only if it is wanted."""
+    def write_code(self, name: str, make: Callable[[], str]) -> None:
+        """Write down what a backend made of the program (`llvm.ll`, `asm.s`); it is made only if it is wanted."""
         if self.dump is not None:
-            self._write(f"{self.count:02d}-{level}.txt", make())
+            self._write(f"{self.count:02d}-{name}", make())
             self.count += 1
 
     def _write(self, name: str, text: str) -> None:
@@ -83,10 +83,14 @@ class Stages:
             raise StorageError("a stage cannot be written", where=str(self.dump), found=str(error)) from error
 
     @staticmethod
-    def _reproducer(name: str, source: Graph) -> Path:
+    def _reproducer(name: str, source: Graph) -> Path | None:
+        """Where the graph was written; None where nothing can be written, so that the failure itself is seen."""
         safe = re.sub(r"\W+", "_", name)
-        with tempfile.NamedTemporaryFile("w", prefix=f"rlx-{safe}-", suffix=".txt", delete=False) as file:
-            file.write(f"# pass: {name}\n{to_text(source)}")
+        try:
+            with tempfile.NamedTemporaryFile("w", prefix=f"rlx-{safe}-", suffix=".txt", delete=False) as file:
+                file.write(f"# pass: {name}\n{to_text(source)}")
+        except OSError:
+            return None
         return Path(file.name)
 
 
@@ -100,7 +104,9 @@ def level_of(graph: Graph) -> str:
     return "hir" if all(HIR in lookup(node.op).levels for node in graph.nodes) else "mir"
 
 
-def compile_graph(graph: Graph, backend: Backend, *, precision: str = "fast", fusion: bool = True) -> tuple[Program, Stages]:
+def compile_graph(
+    graph: Graph, backend: Backend, *, precision: str = "fast", fusion: bool = True
+) -> tuple[Program, Stages]:
     """HIR to an LIR program for a backend.
 
     Args:

@@ -56,9 +56,7 @@ def test_every_level_of_an_executable_has_a_text() -> None:
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-def test_the_dump_holds_every_stage_in_order(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_dump_holds_every_stage_in_order(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "deep" / "dump"
     monkeypatch.setenv("RLX_DUMP", str(folder))
     compile_graph(step_graph(), BACKEND, precision=precision)
@@ -171,7 +169,7 @@ def test_the_null_backend_compiles_everything() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "gpu"}, "unknown target"),
+        ({"target": "gpu"}, "target"),
         ({"precision": "half"}, "precision"),
         ({"threads": 0}, "threads"),
         ({"threads": -2}, "threads"),

@@ -59,7 +59,7 @@ def loaded_model(flags: LoadFlags) -> Generator[Model, None, None]:
     """
     with FetchProgress() as progress, _without_garbage_collection():
         model = rlx.load(
-            flags.reference or default_model(),
+            default_model() if flags.reference is None else flags.reference,
             precision=flags.precision,
             threads=flags.threads,
             target=flags.target,

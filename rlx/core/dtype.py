@@ -77,9 +77,13 @@ q4_1 = DType("q4_1", "packed", 32, 20)
 q8_0 = DType("q8_0", "packed", 32, 34)
 # Activations quantised in the step: 32 int8, then the float32 scale and the float32 sum of the dequantised block.
 q8_act = DType("q8_act", "packed", 32, 40)
+# The same twice: the block, then what its rounding left over. About 15 bits, for the product that ends a model.
+q8x2_act = DType("q8x2_act", "packed", 32, 80)
+ACTIVATION_TERMS: dict[str, int] = {"q8_act": 1, "q8x2_act": 2}
+"""Formats that activations are quantised to in a step, and how many int8 terms each has."""
 
 DTYPES: dict[str, DType] = {
-    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean, q4_0, q4_1, q8_0, q8_act)
+    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean, q4_0, q4_1, q8_0, q8_act, q8x2_act)
 }
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.core.dtype import DType, bf16, f16, f32, q4_0, q4_1, q8_0, q8_act
+from rlx.core.dtype import DType, bf16, f16, f32, q4_0, q4_1, q8_0, q8_act, q8x2_act
 from rlx.errors import InputError, ShapeError
 
 Bytes = NDArray[np.uint8]
@@ -231,6 +231,18 @@ def _encode_q8_act(blocks: Floats) -> Bytes:
     return np.concatenate([quants.view(np.uint8), scale.view(np.uint8), total.view(np.uint8)], axis=1)
 
 
+def _decode_q8x2_act(blocks: Bytes) -> Floats:
+    return _decode_q8_act(blocks[:, :40]) + _decode_q8_act(blocks[:, 40:])
+
+
+def _encode_q8x2_act(blocks: Floats) -> Bytes:
+    """The block in `q8_act`, then what its rounding left over in `q8_act`."""
+    first = _encode_q8_act(blocks)
+    with np.errstate(invalid="ignore"):  # a faulty block: infinity less infinity is NaN, as it should be
+        rest = blocks - _decode_q8_act(first)
+    return np.concatenate([first, _encode_q8_act(rest)], axis=1)
+
+
 STORAGE_FORMATS: dict[str, StorageFormat] = {
     storage.dtype.name: storage
     for storage in (
@@ -241,5 +253,6 @@ STORAGE_FORMATS: dict[str, StorageFormat] = {
         StorageFormat(q4_1, _decode_q4_1, _encode_q4_1, needs_finite=True),
         StorageFormat(q8_0, _decode_q8_0, _encode_q8_0, needs_finite=True),
         StorageFormat(q8_act, _decode_q8_act, _encode_q8_act),
+        StorageFormat(q8x2_act, _decode_q8x2_act, _encode_q8x2_act),
     )
 }

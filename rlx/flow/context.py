@@ -168,6 +168,7 @@ class FlowCtx:
             raise MissingTensorError(
                 f"the weight {key} is missing",
                 where=str(self.location),
+                found=f"no {self.weights.describe(key)}",
                 fix="check that the checkpoint is complete and that its configuration is the one of these weights",
             )
         type_ = self.weights.type_of(key)

@@ -12,10 +12,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.core.dtype import from_numpy
+from rlx.core.dtype import bf16, f16, f32, from_numpy
+from rlx.core.storage import decode
 from rlx.core.type import TensorType
 from rlx.errors import InputError, MissingTensorError
-from rlx.io.checkpoint import Checkpoint, usable_tensor
+from rlx.io.checkpoint import Checkpoint, TensorInfo, usable_tensor
 
 
 class WeightSource(Protocol):
@@ -45,6 +46,10 @@ class WeightSource(Protocol):
 
     def release(self, key: str) -> None:
         """The bytes are not needed soon; the source may drop them from memory."""
+        ...
+
+    def describe(self, key: str) -> str:
+        """Where the weight is looked for, for a message."""
         ...
 
 
@@ -87,6 +92,10 @@ class DictWeights:
     def release(self, key: str) -> None:
         """Nothing to do: the caller owns the memory."""
 
+    def describe(self, key: str) -> str:
+        """Where a weight is looked for, for a message."""
+        return f"{key!r} in the given weights"
+
     def _known(self, key: str) -> str:
         if key not in self._types:
             raise MissingTensorError("there is no weight of this name", found=f"no {key!r}")
@@ -118,6 +127,9 @@ def _packed(key: str, tensor: Packed) -> tuple[TensorType, NDArray[np.uint8]]:
 class MappedWeights:
     """The tensors of an open checkpoint under the keys of a flow; nothing is read before `raw`.
 
+    A vector stored as float16 or bfloat16 (a norm's weight, a bias) is given as float32: it is small, and every reader
+    computes with float32.
+
     Args:
         checkpoint: the open file or folder.
         names: key of the flow to name in the checkpoint; a key may be listed that the checkpoint lacks.
@@ -133,7 +145,7 @@ class MappedWeights:
             UnsupportedModelError: the tensor has a type RLX cannot compute with.
         """
         info = usable_tensor(self.checkpoint.tensors, self._name(key), self.checkpoint.path)
-        return TensorType(info.dtype, info.shape)
+        return TensorType(f32 if _is_half_vector(info) else info.dtype, info.shape)
 
     def __contains__(self, key: object) -> bool:
         return self._names.get(str(key)) in self.checkpoint.tensors
@@ -143,12 +155,18 @@ class MappedWeights:
         return [key for key, name in self._names.items() if name in self.checkpoint.tensors]
 
     def raw(self, key: str) -> NDArray[np.uint8]:
-        """See `WeightSource.raw`: a view of the mapped file."""
-        return self.checkpoint.data(self._name(key))
+        """See `WeightSource.raw`: a view of the mapped file, or a copy for a converted vector."""
+        name = self._name(key)
+        info, data = self.checkpoint.tensors[name], self.checkpoint.data(name)
+        return decode(info.dtype, data, info.shape).view(np.uint8) if _is_half_vector(info) else data
 
     def release(self, key: str) -> None:
         """See `WeightSource.release`."""
         self.checkpoint.release(self._name(key))
+
+    def describe(self, key: str) -> str:
+        """Where a weight is looked for, for a message."""
+        return f"{self._names.get(key, key)!r} in {self.checkpoint.path}"
 
     def _name(self, key: str) -> str:
         if key not in self:
@@ -160,3 +178,7 @@ class MappedWeights:
                 expected=f"the weight {key}" if name != key else None,
             )
         return self._names[key]
+
+
+def _is_half_vector(info: TensorInfo) -> bool:
+    return len(info.shape) == 1 and info.dtype in (f16, bf16)

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.core.dtype import DTYPES, DType
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, DType
 from rlx.errors import FileFormatError, MissingTensorError, UnsupportedModelError
 
 
@@ -92,7 +92,7 @@ def usable_tensor(tensors: Mapping[str, TensorInfo], name: str, path: Path) -> T
             f"tensor {name!r} has a type that RLX cannot compute with",
             where=str(path),
             found=info.dtype,
-            expected=f"one of {', '.join(d for d in DTYPES if d != 'q8_act')}",
+            expected=f"one of {', '.join(d for d in DTYPES if d not in ACTIVATION_TERMS)}",
             fix="use a file quantised to one of these types",
         )
     return info

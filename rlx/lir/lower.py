@@ -63,7 +63,9 @@ class _Lowering:
             self.parameters[node.output] = node
         elif node.op == "constant":
             values = node.attrs["values"]
-            numbers = tuple(float(v) for v in values if isinstance(v, (int, float))) if isinstance(values, tuple) else ()
+            numbers = (
+                tuple(float(v) for v in values if isinstance(v, (int, float))) if isinstance(values, tuple) else ()
+            )
             self.buffer_of[node.output] = self._add(Buffer("constant", node.output.type, values=numbers))
         elif node.op == "reshape":
             self.buffer_of[node.output] = self._operand(node.inputs[0], "")

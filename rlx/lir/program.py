@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlx.core.dim import Size, Symbol, evaluate, symbols_of
-from rlx.core.graph import UNKNOWN, Attrs, Location
+from rlx.core.graph import UNKNOWN, Location
 from rlx.core.type import TensorType
 
 ALIGNMENT = 64  # bytes; a cache line, and the widest vector register
+BUFFER_KINDS = ("input", "output", "weight", "constant", "arena")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,10 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Memory. Weights have a key and a packing layout, constants their values, inputs and outputs a name."""
+    """Memory of one of `BUFFER_KINDS`.
+
+    Weights have a key (as `name`) and a packing layout, constants their values, inputs and outputs a name.
+    """
 
     kind: str
     type: TensorType

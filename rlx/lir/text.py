@@ -1,28 +1,27 @@
 """LIR to text and back: `parse_program(print_program(p))` equals `p`.
 
-    program step {
-      dim T in 1..512
-      kernel k0 = linear.float {bias=false, weight="f32"}
-      buffer b0 = input "x" : f32[T, 64]
-      buffer b1 = weight "w" {layout="rows16"} : f32[48, 64]
-      buffer b2 = arena : f32[T, 48]
-      step k0(b0, b1, b2) sizes [T, 64, 48] units 3  loc("head", "head.py:9")
-      slot b2
-      output y = b2
-    }
+program step {
+  dim T in 1..512
+  kernel k0 = linear.float {bias=false, weight="f32"}
+  buffer b0 = input "x" : f32[T, 64]
+  buffer b1 = weight "w" {layout="rows16"} : f32[48, 64]
+  buffer b2 = arena : f32[T, 48]
+  step k0(b0, b1, b2) sizes [T, 64, 48] units 3  loc("head", "head.py:9")
+  slot b2
+  output y = b2
+}
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 
 from rlx.core.dim import Size, Symbol
 from rlx.core.graph import UNKNOWN, Location
 from rlx.core.text import Cursor, print_attr, print_attrs
 from rlx.errors import ParseError
-from rlx.lir.program import Buffer, Kernel, Program, Step
+from rlx.lir.program import BUFFER_KINDS, Buffer, Kernel, Program, Step
 
 
 def print_program(program: Program, *, locations: bool = True) -> str:
@@ -78,8 +77,7 @@ def parse_program(text: str) -> Program:
         if match := re.fullmatch(r"dim (\w+) in (\d+)\.\.(\d+)", line):
             symbols[match[1]] = Symbol(match[1], int(match[2]), int(match[3]))
         elif match := re.fullmatch(r"kernel k(\d+) = (\w+)\.(\w+)(.*)", line):
-            config = Cursor(match[4], where, symbols).attrs()
-            kernels.append(Kernel(match[2], match[3], tuple(config.items())))  # type: ignore[arg-type]
+            kernels.append(Kernel(match[2], match[3], _parse_config(Cursor(match[4], where, symbols))))
         elif match := re.fullmatch(r"buffer b(\d+) = (.+)", line):
             buffers.append(_parse_buffer(Cursor(match[2], where, symbols)))
         elif line.startswith("step "):
@@ -108,14 +106,29 @@ def _index(word: str, letter: str, where: str) -> int:
     return int(word[1:])
 
 
+def _parse_config(cursor: Cursor) -> tuple[tuple[str, int | float | str | bool], ...]:
+    config: list[tuple[str, int | float | str | bool]] = []
+    for name, value in sorted(cursor.attrs().items()):
+        if not isinstance(value, (int, float, str)):
+            raise ParseError(f"{name} is no setting of a kernel", where=cursor.where, found=print_attr(value))
+        config.append((name, value))
+    return tuple(config)
+
+
 def _parse_buffer(cursor: Cursor) -> Buffer:
     kind = cursor.take()
+    if kind not in BUFFER_KINDS:
+        raise ParseError(
+            "unknown kind of buffer", where=cursor.where, found=repr(kind), expected=", ".join(BUFFER_KINDS)
+        )
     name = str(json.loads(cursor.take())) if cursor.peek().startswith('"') else ""
     attrs = cursor.attrs()
     cursor.take(":")
     values = attrs.get("values", ())
-    numbers = tuple(float(v) for v in values if isinstance(v, (int, float))) if isinstance(values, tuple) else ()
-    return Buffer(kind, cursor.type(), name, str(attrs.get("layout", "")), numbers)
+    numbers = [float(v) for v in values if isinstance(v, (int, float))] if isinstance(values, tuple) else []
+    if not isinstance(values, tuple) or len(numbers) != len(values):
+        raise ParseError("the values of a constant are numbers", where=cursor.where, found=print_attr(values))
+    return Buffer(kind, cursor.type(), name, str(attrs.get("layout", "")), tuple(numbers))
 
 
 def _parse_step(cursor: Cursor) -> Step:
@@ -133,5 +146,3 @@ def _parse_step(cursor: Cursor) -> Step:
         path, _, source, _ = cursor.take(), cursor.take(","), cursor.take(), cursor.take(")")
         location = Location(str(json.loads(path)), str(json.loads(source)))
     return Step(kernel, buffers, sizes, units, location)
-
-

@@ -1,4 +1,7 @@
-"""Chains of elementwise ops become one loop; scalar constants become literals in it. Next: `quantize_activations.py`."""
+"""Chains of elementwise ops become one loop; scalar constants become literals in it.
+
+Next: `quantize_activations.py`.
+"""
 
 from __future__ import annotations
 

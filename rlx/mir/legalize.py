@@ -110,5 +110,3 @@ def _expanded(builder: GraphBuilder, node: Node) -> Sequence[Value]:
     emit, shape = Emitter(builder, node.location), node.output.type.shape
     inputs = [v if v.type.shape == shape else emit("broadcast", v, shape=shape) for v in node.inputs]
     return emit.many("elementwise", *inputs, **node.attrs)
-
-

@@ -1,13 +1,15 @@
 """Precision `fast`: products with block-quantised weights run on int8 activations, as llama.cpp does.
 
-Each such `linear` gets its operand through `quantize`; readers of one value share it. A norm or an elementwise loop
-whose only reader is `quantize` then writes the quantised form itself. Next: `rlx/lir/lower.py`.
+Each such `linear` gets its operand through `quantize`; readers of one value share it. A product whose result leaves the
+graph (logits, an embedding) gets two int8 terms: its rounding goes into the answer as it is, and it runs for few rows,
+where the weights are what takes the time. A norm or an elementwise loop whose only reader is `quantize` then writes the
+quantised form itself. Next: `rlx/lir/lower.py`.
 """
 
 from __future__ import annotations
 
 from rlx.core.backend import Backend
-from rlx.core.dtype import f32, q8_act
+from rlx.core.dtype import DType, f32, q8_act, q8x2_act
 from rlx.core.graph import Graph, GraphBuilder, Node, Value
 from rlx.ops.op import Emitter
 
@@ -15,18 +17,32 @@ from rlx.ops.op import Emitter
 def quantize_activations(graph: Graph, backend: Backend) -> Graph:
     """Quantise the operands of the products whose weights the backend multiplies as integers."""
     builder = GraphBuilder(graph.name, list(graph.inputs), outputs=list(graph.outputs))
-    quantised: dict[Value, Value] = {}
+    final = final_values(graph)
+    quantised: dict[tuple[Value, DType], Value] = {}
     for node in graph.nodes:
         if node.op == "linear" and node.inputs[0].type.dtype == f32 and backend.quantizes(node.inputs[1].type.dtype):
-            x = node.inputs[0]
-            if x not in quantised:
-                quantised[x] = Emitter(builder, node.location)("quantize", x)
-            inputs = (quantised[x], *node.inputs[1:])
+            x, dtype = node.inputs[0], q8x2_act if node.output in final else q8_act
+            if (x, dtype) not in quantised:
+                quantised[x, dtype] = Emitter(builder, node.location)("quantize", x, dtype=dtype)
+            inputs = (quantised[x, dtype], *node.inputs[1:])
             candidate = Node(node.op, inputs, node.attrs, node.outputs, node.location)
             builder.nodes.append(candidate if backend.why_not(candidate) is None else node)
         else:
             builder.nodes.append(node)
     return builder.build()
+
+
+def final_values(graph: Graph) -> set[Value]:
+    """The outputs that no node reads, and what they alone are made of by elementwise ops and reshapes.
+
+    An output that the graph goes on with (a tap of the residual stream) is not final: looking must not change anything.
+    """
+    read, uses = {value for node in graph.nodes for value in node.inputs}, graph.uses()
+    final = {value for _, value in graph.outputs if value not in read}
+    for node in reversed(graph.nodes):
+        if node.op in ("elementwise", "reshape") and any(value in final for value in node.outputs):
+            final.update(value for value in node.inputs if uses[value] == 1)
+    return final
 
 
 def fuse_quantize(graph: Graph, backend: Backend) -> Graph:
@@ -38,7 +54,7 @@ def fuse_quantize(graph: Graph, backend: Backend) -> Graph:
         producer = producers.get(node.inputs[0]) if node.op == "quantize" else None
         if producer is None or uses[node.inputs[0]] != 1 or producer.attrs.get("dtype") != f32:
             continue
-        attrs = {**producer.attrs, "dtype": q8_act}
+        attrs = {**producer.attrs, "dtype": node.attrs["dtype"]}
         candidate = Node(producer.op, producer.inputs, attrs, node.outputs, producer.location)
         if producer.op in ("rms_norm", "elementwise") and backend.why_not(candidate) is None:
             replaced[producer] = candidate

@@ -318,7 +318,7 @@ elementwise = register(
         _fused_samples,
         (
             Attribute("expression", "such as mul(silu($0), $1)"),
-            Attribute("dtype", "element type of the result; q8_act quantises it", f32),
+            Attribute("dtype", "element type of the result; an activation format quantises it", f32),
         ),
         levels=frozenset({"mir"}),
         row_wise=True,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim, product
-from rlx.core.dtype import DTYPES, bf16, f16, f32, q4_0, q4_1, q8_0, q8_act
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, bf16, f16, f32, q4_0, q4_1, q8_0, q8_act, q8x2_act
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
@@ -23,7 +23,7 @@ def _infer_linear(types: Types, attrs: Attrs) -> Types:
         raise ShapeError("a linear weight is a static matrix [out, in]", found=str(weight))
     if x.rank < 1 or x.shape[-1] != weight.shape[1]:
         raise ShapeError("the last axis of x has to be the weight's in size", found=f"x {x}, weight {weight}")
-    if x.dtype not in (f32, q8_act):
+    if x.dtype != f32 and x.dtype.name not in ACTIVATION_TERMS:
         raise ShapeError("linear takes float32 or quantised activations", found=str(x))
     if len(types) == 3 and types[2] != TensorType(f32, (weight.shape[0],)):
         raise ShapeError("the bias has to be f32[out]", found=str(types[2]), expected=f"f32[{weight.shape[0]}]")
@@ -66,6 +66,9 @@ def _linear_samples() -> Sequence[Sample]:
                 cases.append(
                     Sample(f"{dtype}_q8_{rows}x{out}x{k}", (quantised, weight), {}, {"seq": rows}, tolerance=4e-6)
                 )
+    for rows, weight in ((1, q8_0), (9, q4_1)):
+        pair = (TensorType(q8x2_act, (seq, 64)), TensorType(weight, (48, 64)))
+        cases.append(Sample(f"{weight}_q8x2_{rows}", pair, {}, {"seq": rows}, tolerance=4e-6))
     bias = (TensorType(f32, (seq, 33)), TensorType(f32, (17, 33)), TensorType(f32, (17,)))
     cases.append(Sample("bias_odd", bias, {}, {"seq": 6}, tolerance=4e-6))
     batch = (TensorType(f32, (2, seq, 32)), TensorType(DTYPES["q4_0"], (16, 32)))
@@ -76,7 +79,7 @@ def _linear_samples() -> Sequence[Sample]:
 linear = register(
     OpDef(
         "linear",
-        "x @ weight.T (+ bias); the weight is [out, in] and may be packed, x may be quantised to q8_act.",
+        "x @ weight.T (+ bias); the weight is [out, in] and may be packed, x may be quantised.",
         _infer_linear,
         _reference_linear,
         _decompose_linear,

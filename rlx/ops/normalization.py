@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim
-from rlx.core.dtype import f32, q8_act
+from rlx.core.dtype import ACTIVATION_TERMS, DType, f32, q8_act, q8x2_act
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
@@ -44,9 +44,9 @@ def _infer_rms_norm(types: Types, attrs: Attrs) -> Types:
     dtype = attrs["dtype"]
     float_attr(attrs, "eps")
     bool_attr(attrs, "plus_one")
-    if types[0].dtype != f32 or dtype not in (f32, q8_act):
-        raise ShapeError("rms_norm takes float32 to f32 or q8_act", found=f"{types[0]} to {dtype}")
-    return (types[0].with_dtype(f32 if dtype == f32 else q8_act),)
+    if types[0].dtype != f32 or not isinstance(dtype, DType) or not (dtype == f32 or dtype.name in ACTIVATION_TERMS):
+        raise ShapeError("rms_norm takes float32 to f32 or an activation format", found=f"{types[0]} to {dtype}")
+    return (types[0].with_dtype(dtype),)
 
 
 def _reference_rms_norm(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
@@ -54,11 +54,11 @@ def _reference_rms_norm(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> 
     grouped = x.reshape(*x.shape[:-1], attrs["groups"], x.shape[-1] // attrs["groups"])
     scale = 1.0 / np.sqrt(np.mean(grouped * grouped, axis=-1, keepdims=True) + attrs["eps"])
     result = (grouped * scale * (weight + 1.0 if attrs["plus_one"] else weight)).reshape(x.shape)
-    if attrs["dtype"] == q8_act:
+    if attrs["dtype"] != f32:
         from rlx.core.storage import decode, encode
 
         values = np.ascontiguousarray(result, np.float32)
-        return (decode(q8_act, encode(q8_act, values), values.shape),)
+        return (decode(attrs["dtype"], encode(attrs["dtype"], values), values.shape),)
     return (result.astype(x.dtype),)
 
 
@@ -70,7 +70,9 @@ def _rms_norm_samples() -> Sequence[Sample]:
         Sample("plus_one", (x, TensorType(f32, (96,))), {"eps": 1e-6, "plus_one": True}, {"seq": 1}),
         Sample("per_head", (x, TensorType(f32, (32,))), {"eps": 1e-6, "groups": 3}, {"seq": 3}),
         Sample("odd", (TensorType(f32, (seq, 21)), TensorType(f32, (7,))), {"eps": 1e-6, "groups": 3}, {"seq": 3}),
-        # the norm differs by ulps, which can move a value over a rounding edge: one step of the int8 grid
+        # the norm differs by ulps, which can move a value over a rounding edge: one step of the int8 grid (of the
+        # second grid, 127 times finer and doubled where the first moved too, with two terms)
+        Sample("q8x2", (x, TensorType(f32, (96,))), {"eps": 1e-5, "dtype": q8x2_act}, {"seq": 2}, tolerance=1e-4),
         Sample("q8", (x, TensorType(f32, (96,))), {"eps": 1e-5, "dtype": q8_act}, {"seq": 5}, tolerance=1.2 / 127),
     )
 
@@ -87,7 +89,7 @@ rms_norm = register(
             Attribute("eps", "added to the mean square"),
             Attribute("groups", "number of equal parts of the last axis that are normalised alone", 1),
             Attribute("plus_one", "scale by 1 + weight, as Gemma does", False),
-            Attribute("dtype", "f32, or q8_act to quantise the result", f32),
+            Attribute("dtype", "f32, or an activation format to quantise the result", f32),
         ),
         row_wise=True,
     )

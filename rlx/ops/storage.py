@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim
-from rlx.core.dtype import bf16, f16, f32, i32, q4_0, q4_1, q8_0, q8_act
+from rlx.core.dtype import ACTIVATION_TERMS, DType, bf16, f16, f32, i32, q4_0, q4_1, q8_0, q8_act, q8x2_act
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
@@ -23,7 +23,7 @@ _STORED = (q4_0, q4_1, q8_0, f16, bf16)
 
 def _infer_dequantize(types: Types, attrs: Attrs) -> Types:
     check_arity(types, 1)
-    if types[0].dtype not in (*_STORED, q8_act):
+    if types[0].dtype not in (*_STORED, q8_act, q8x2_act):
         raise ShapeError("dequantize takes a storage format", found=str(types[0]))
     return (types[0].with_dtype(f32),)
 
@@ -48,9 +48,9 @@ dequantize = register(
 def _infer_quantize(types: Types, attrs: Attrs) -> Types:
     check_arity(types, 1)
     dtype = attrs["dtype"]
-    if types[0].dtype != f32 or dtype != q8_act:
-        raise ShapeError("quantize takes float32 to q8_act", found=f"{types[0]} to {dtype}")
-    return (types[0].with_dtype(q8_act),)
+    if types[0].dtype != f32 or not isinstance(dtype, DType) or dtype.name not in ACTIVATION_TERMS:
+        raise ShapeError("quantize takes float32 to an activation format", found=f"{types[0]} to {dtype}")
+    return (types[0].with_dtype(dtype),)
 
 
 def _reference_quantize(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
@@ -67,7 +67,10 @@ quantize = register(
         _infer_quantize,
         _reference_quantize,
         Missing("primitive"),
-        lambda: (Sample("rows", (TensorType(f32, (Dim("seq", max=64), 96)),), {}, {"seq": 5}),),
+        lambda: tuple(
+            Sample(str(dtype), (TensorType(f32, (Dim("seq", max=64), 96)),), {"dtype": dtype}, {"seq": 5})
+            for dtype in (q8_act, q8x2_act)
+        ),
         (Attribute("dtype", "the storage format", q8_act),),
         row_wise=True,
     )

@@ -182,8 +182,8 @@ def _cpu_module(
 
     environment, target = settings(), resolve(profile.target)
     program, stages = compile_graph(graph, CpuBackend(target), precision=profile.precision, fusion=profile.fusion)
-    stages.write_code("llvm", lambda: emit_module(program.kernels, target))
-    stages.write_code("asm", lambda: assembly(program.kernels, target))
+    stages.write_code("llvm.ll", lambda: emit_module(program.kernels, target))
+    stages.write_code("asm.s", lambda: assembly(program.kernels, target))
     cache = environment.cache_dir if environment.object_cache else None
     return program, stages, CpuModule(program, weights, target, checked_threads(threads), cache)
 

@@ -60,11 +60,13 @@ def test_stop_string(fake, run):
 
 def test_flags_reach_the_loader(fake, run):
     flags = ["--threads", "2", "--precision", "exact", "--context", "64", "--target", "avx2"]
+    flags += ["--profile", "fast.toml"]
     assert run("generate", "x", "-m", "some.gguf", *flags).code == 0
     assert fake.references == ["some.gguf"]
     progress = fake.keywords.pop("progress")
     assert callable(progress)
-    assert fake.keywords == {"threads": 2, "precision": "exact", "context": 64, "target": "avx2"}
+    expected_keywords = {"threads": 2, "precision": "exact", "context": 64, "target": "avx2", "profile": "fast.toml"}
+    assert fake.keywords == expected_keywords
 
 
 def test_flags_that_are_not_given_are_left_to_the_environment(fake, run):

@@ -12,9 +12,9 @@ import pytest
 from rlx.backends.reference import run_graph
 from rlx.core.bind import bind_inputs
 from rlx.core.dim import Dim
-from rlx.core.dtype import f32, i32
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, boolean, f32, i32, q8_act
 from rlx.core.graph import Graph, GraphBuilder, Value
-from rlx.core.storage import decode
+from rlx.core.storage import decode, encode
 from rlx.core.type import TensorType, tensor
 from rlx.flow.weights import DictWeights
 from rlx.ops.elementwise import SCALAR_OPS
@@ -129,8 +129,6 @@ def test_elementwise_ops_on_integers(op, target: str) -> None:
     arrays["x0"][:2] = 2**31 - 1, -(2**31)
     types = {name: tensor(i32, count) for name in arrays}
     if op.name == "select":
-        from rlx.core.dtype import boolean
-
         types = {"c": tensor(boolean, count), **types}
         arrays = {"c": rng.integers(0, 2, 37).astype(np.bool_), **arrays}
     exe = compiled(one_op(op.name, types), target)
@@ -156,18 +154,17 @@ def test_a_literal_beside_integers_is_a_float(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_faulty_block_of_activations_stays_visible(target: str) -> None:
+@pytest.mark.parametrize("name", ACTIVATION_TERMS)
+def test_a_faulty_block_of_activations_stays_visible(name: str, target: str) -> None:
     """NaN and infinity in float32 rows are not rounded to ordinary numbers, and tiny blocks are zero."""
-    from rlx.core.dtype import q8_act
-    from rlx.core.storage import encode
-
+    dtype = DTYPES[name]
     rows = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
     rows[0, 5], rows[1, 40], rows[2, 0], rows[3, 31] = np.nan, np.inf, -np.inf, np.nan
     rows[4] *= np.float32(1e-38)
     rows[5] = 0.0
-    exe = compiled(one_op("quantize", {"x": tensor(f32, Dim("n"), 64)}), target)
+    exe = compiled(one_op("quantize", {"x": tensor(f32, Dim("n"), 64)}, dtype=dtype), target)
     got = exe(x=rows)["y0"].reshape(-1, q8_act.block_bytes)
-    expected = encode(q8_act, rows).reshape(-1, q8_act.block_bytes)
+    expected = encode(dtype, rows).reshape(-1, q8_act.block_bytes)
     assert np.array_equal(got[:, :32], expected[:, :32])
     numbers = [block[:, 32:40].copy().view(np.float32) for block in (got, expected)]
     assert np.array_equal(*numbers, equal_nan=True)

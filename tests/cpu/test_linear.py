@@ -1,11 +1,13 @@
 """linear on random sizes: error bounds from the arithmetic, the integer formula, and rows that do not see each other.
 
-Error analysis, u = 2^-24 (half a unit in the last place of float32): a sum of K fused multiply-adds in order is off by at
-most K u sum |x| |w| to first order (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); without fusion each
-product is rounded too, which adds one u.
+Error analysis, u = 2^-24 (half a unit in the last place of float32): a sum of K fused multiply-adds in order is off by
+at most K u sum |x| |w| to first order (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); without fusion
+each product is rounded too, which adds one u.
 """
 
 from __future__ import annotations
+
+from itertools import product as product_of
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rlx.core.dim import Dim
-from rlx.core.dtype import DTYPES, DType, f32, q8_act
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, DType, f32, q8_act
 from rlx.core.storage import decode, encode
 from rlx.core.type import TensorType, tensor
 from rlx.flow.weights import DictWeights
@@ -31,7 +33,9 @@ def seeded(*shape: int, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-def product(target: str, x: TensorType, dtype: DType, weight: Array, bias: Array | None, threads: int = 1) -> Executable:
+def product(
+    target: str, x: TensorType, dtype: DType, weight: Array, bias: Array | None, threads: int = 1
+) -> Executable:
     type_, raw = stored(dtype, weight)
     tensors = {"w": (type_, raw)}
     if bias is not None:
@@ -67,14 +71,14 @@ def test_the_float_product_is_within_its_error_bound(target: str, name: str, dat
     true = wide @ exact.T + (bias if biased else 0.0)
     bound = (k + 2) * U * (np.abs(wide) @ np.abs(exact).T + np.abs(bias) * biased)
     if name == "q4_1":
-        # unpacking adds the minimum to scale * quant, each up to three times the largest of the block, with two roundings
+        # unpacking adds the minimum to scale * quant with two roundings; each is up to 3 times the block's largest
         largest = np.repeat(np.abs(exact).reshape(out, -1, BLOCK).max(axis=2), BLOCK, axis=1)
         bound += 6 * U * (np.abs(wide) @ largest.T)
     assert (np.abs(found - true) <= bound + 1e-37).all()
 
 
 def integer_parts(name: str, raw: NDArray[np.uint8], out: int) -> tuple[Array, Array, Array]:
-    """Unsigned quants [out, blocks, 32], scale and minimum [out, blocks] (w = scale * u + minimum), from the GGML layout."""
+    """Quants u [out, blocks, 32], scale and minimum [out, blocks], w = scale * u + minimum, by the GGML layout."""
     blocks = raw.reshape(out, -1, DTYPES[name].block_bytes)
     half = np.ascontiguousarray(blocks[..., :4]).view(np.float16).astype(np.float64)
     if name == "q8_0":
@@ -86,34 +90,35 @@ def integer_parts(name: str, raw: NDArray[np.uint8], out: int) -> tuple[Array, A
 
 
 def integer_formula(name: str, raw: NDArray[np.uint8], x: NDArray[np.uint8], out: int) -> tuple[Array, Array]:
-    """The product in float64 and the sum of the magnitudes of its terms."""
+    """The product in float64 and the sum of the magnitudes of its terms; `x` has one int8 term for a block, or several."""
     quants, scale, minimum = integer_parts(name, raw, out)
-    blocks = x.reshape(len(x), -1, q8_act.block_bytes)
+    blocks = x.reshape(len(x), scale.shape[1], -1, q8_act.block_bytes)
     values = blocks[..., :32].view(np.int8).astype(np.int64)
     factors = np.ascontiguousarray(blocks[..., 32:40]).view(np.float32).astype(np.float64)
-    dots = np.einsum("obk,rbk->rob", quants, values).astype(np.float64)
-    main = dots * scale[None] * factors[:, None, :, 0]
-    offset = minimum[None] * factors[:, None, :, 1]
-    return (main + offset).sum(axis=2), (np.abs(main) + np.abs(offset)).sum(axis=2)
+    dots = np.einsum("obk,rbtk->robt", quants, values).astype(np.float64)
+    main = dots * scale[None, :, :, None] * factors[:, None, :, :, 0]
+    offset = minimum[None, :, :, None] * factors[:, None, :, :, 1]
+    return (main + offset).sum(axis=(2, 3)), (np.abs(main) + np.abs(offset)).sum(axis=(2, 3))
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", INTEGER_FORMATS)
+@pytest.mark.parametrize("activation", ACTIVATION_TERMS)
 @given(data=st.data())
-@settings(max_examples=12)
-def test_the_integer_product_is_its_formula(target: str, name: str, data: st.DataObject) -> None:
-    """Sums of bytes are exact; per block a product of scales and two multiply-adds round, and the bias."""
-    dtype = DTYPES[name]
+@settings(max_examples=8)
+def test_the_integer_product_is_its_formula(target: str, activation: str, name: str, data: st.DataObject) -> None:
+    """Sums of bytes are exact; per term of a block a product of scales and two multiply-adds round, and the bias."""
+    dtype, act, terms = DTYPES[name], DTYPES[activation], ACTIVATION_TERMS[activation]
     rows, out, k = data.draw(sizes(packed=True))
     seed, biased = data.draw(st.integers(0, 999)), data.draw(st.booleans())
     weight, bias = seeded(out, k, seed=seed), seeded(out, seed=seed)
-    x = encode(q8_act, seeded(rows, k, seed=seed)).reshape(rows, -1)
-    exe = product(target, tensor(q8_act, Dim("n"), k), dtype, weight, bias if biased else None)
+    x = encode(act, seeded(rows, k, seed=seed)).reshape(rows, -1)
+    exe = product(target, tensor(act, Dim("n"), k), dtype, weight, bias if biased else None)
     found = exe(x=x)["y0"].astype(np.float64)
     exe.close()
     true, magnitude = integer_formula(name, encode(dtype, weight), x, out)
     true, magnitude = true + bias * biased, magnitude + np.abs(bias) * biased
-    assert (np.abs(found - true) <= (2 * k // BLOCK + 4) * U * magnitude).all()
+    assert (np.abs(found - true) <= (2 * terms * k // BLOCK + 4) * U * magnitude).all()
 
 
 @pytest.mark.parametrize("name", INTEGER_FORMATS)
@@ -140,14 +145,17 @@ def test_extreme_bytes_do_not_overflow(name: str) -> None:
         exe.close()
 
 
+COMBINATIONS = [*((name, "f32") for name in FLOAT_FORMATS), *product_of(INTEGER_FORMATS, ACTIVATION_TERMS)]
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("name", "quantised"), [*((n, False) for n in FLOAT_FORMATS), *((n, True) for n in INTEGER_FORMATS)])
-def test_a_row_does_not_depend_on_its_neighbours(target: str, name: str, quantised: bool) -> None:
+@pytest.mark.parametrize(("name", "activation"), COMBINATIONS)
+def test_a_row_does_not_depend_on_its_neighbours(target: str, name: str, activation: str) -> None:
     """Bit for bit: alone, in every batch size that uses another mix of tiles, and split over threads."""
     k, out, rows = 96, 40, 40
     floats = seeded(rows, k, seed=1)
-    x = encode(q8_act, floats).reshape(rows, -1) if quantised else floats
-    type_ = tensor(q8_act if quantised else f32, Dim("n"), k)
+    x = floats if activation == "f32" else encode(DTYPES[activation], floats).reshape(rows, -1)
+    type_ = tensor(DTYPES[activation], Dim("n"), k)
     weight, bias = seeded(out, k, seed=2), seeded(out, seed=3)
     exe = product(target, type_, DTYPES[name], weight, bias)
     threaded = product(target, type_, DTYPES[name], weight, bias, threads=3)
@@ -162,16 +170,18 @@ def test_a_row_does_not_depend_on_its_neighbours(target: str, name: str, quantis
 
 
 @pytest.mark.parametrize("name", INTEGER_FORMATS)
+@pytest.mark.parametrize("activation", ACTIVATION_TERMS)
 @pytest.mark.parametrize("rows", [1, 3, 21])
-def test_the_integer_product_has_the_same_bits_with_avx512_and_avx2(name: str, rows: int) -> None:
+def test_the_integer_product_has_the_same_bits_with_avx512_and_avx2(name: str, activation: str, rows: int) -> None:
     """Both have fused multiply-add and take blocks in the order of k."""
     if not {"avx512", "avx2"} <= set(TARGETS):
         pytest.skip("needs a host with AVX-512")
     k, out = 160, 37
-    x, weight = encode(q8_act, seeded(rows, k, seed=4)).reshape(rows, -1), seeded(out, k, seed=5)
+    act = DTYPES[activation]
+    x, weight = encode(act, seeded(rows, k, seed=4)).reshape(rows, -1), seeded(out, k, seed=5)
     results: list[Array] = []
     for target in ("avx512", "avx2"):
-        exe = product(target, tensor(q8_act, Dim("n"), k), DTYPES[name], weight, None)
+        exe = product(target, tensor(act, Dim("n"), k), DTYPES[name], weight, None)
         results.append(exe(x=x)["y0"])
         exe.close()
     assert same_bits(*results)

@@ -1,4 +1,4 @@
-"""The cache of compiled objects: damage is found, an unwritable folder is done without, a warm load compiles nothing."""
+"""The cache of compiled objects: damage is found, an unwritable folder does no harm, a warm load compiles nothing."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import rlx
 from rlx.backends.reference import run_graph
 from rlx.core.graph import Graph
+from rlx.runtime.executable import Executable
 from tests.cpu.compiling import TARGETS, Array, object_folder, same_bits
 from tests.strategies import bound_inputs, graphs
 
@@ -62,8 +63,9 @@ def test_a_random_graph_is_what_the_reference_says(target: str, graph: Graph, si
 @given(graph=graphs())
 @settings(max_examples=15)
 def test_the_arena_of_the_module_is_the_plan_of_the_program(graph: Graph) -> None:
-    """`CpuModule` computes the offsets anew with NumPy; `Program.arena_offsets` is what the properties are shown for."""
+    """`CpuModule` computes the offsets anew; `Program.arena_offsets` is what the properties are shown for."""
     exe = rlx.compile(graph, target=TARGETS[0], threads=1)
+    assert isinstance(exe, Executable)
     dims = {"seq": 13, "batch": 3}
     exe(**bound_inputs(graph, 0, **dims))
     offsets, total = exe.program.arena_offsets({name: dims.get(name, 0) for name in ("seq", "batch", "past")})

@@ -1,9 +1,10 @@
-"""The worker threads: many runs, idle workers, several modules, closing, dropping, interrupts, calls from two threads."""
+"""The worker threads: many runs, idle workers, several modules, closing, dropping, interrupts, two callers."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -154,9 +155,31 @@ def test_a_process_that_closes_nothing_ends() -> None:
         "exe = chain(3); exe(x=data(4)); time.sleep(0.2)\n"
         "other = chain(2); other(x=data(4))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_runs_without_the_workers_it_does_not_have() -> None:
+    """The copied state says that workers are ready; nobody in the child may wait for them."""
+    code = (
+        "import os, signal, sys, warnings, numpy as np\n"
+        "from tests.cpu.test_threads import chain, data\n"
+        "warnings.simplefilter('ignore')\n"
+        "exe = chain(3); expected = exe(x=data(16))['y']\n"
+        "if not (child := os.fork()):\n"
+        "    signal.alarm(20)\n"
+        "    same = all(np.array_equal(exe(x=data(16))['y'], expected) for _ in range(5))\n"
+        "    os._exit(0 if same else 1)\n"
+        "sys.exit(os.waitpid(child, 0)[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_interrupt_leaves_the_pool_usable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +192,10 @@ def test_an_interrupt_leaves_the_pool_usable(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     for _ in range(5):
-        pool._run = interrupted
+        monkeypatch.setattr(pool, "_run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             exe(x=x)
-        pool._run = native
+        monkeypatch.setattr(pool, "_run", native)
         assert np.array_equal(exe(x=x)["y"], expected)
     exe.close()
 
@@ -194,7 +217,9 @@ def test_an_exception_between_two_threads_runs_leaves_the_pool_usable() -> None:
         caller = threading.Thread(target=loop)
         caller.start()
         time.sleep(0.02)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(caller.ident or 0), ctypes.py_object(KeyboardInterrupt))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(caller.ident or 0), ctypes.py_object(KeyboardInterrupt)
+        )
         caller.join(10)
         assert not caller.is_alive()
         assert np.array_equal(exe(x=x)["y"], expected)

@@ -46,7 +46,7 @@ def arguments() -> Floats:
 
 
 def _each(function: Callable[[float], float]) -> Callable[[Doubles], Doubles]:
-    return lambda x: np.frompyfunc(function, 1, 1)(x).astype(np.float64)
+    return lambda x: np.asarray(np.frompyfunc(function, 1, 1)(x), np.float64)
 
 
 def _sigmoid(x: Doubles) -> Doubles:
@@ -141,6 +141,7 @@ def test_a_function_is_within_its_stated_error(name: str, target: str) -> None:
     worst = int(np.nanargmax(np.where(np.isnan(error), np.inf, error)))
     bound = ULPS[name] if resolve(target).fma else WITHOUT_FMA.get(name, ULPS[name])
     assert error[worst] <= bound, f"{error[worst]} ulp at {x[worst]!r}: {found[worst]!r}, not {true[worst]!r}"
+
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", SPECIAL)

@@ -224,8 +224,10 @@ def test_dump_writes_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RLX_DUMP", str(tmp_path / "dump"))
     rlx.compile(small_flow(), WEIGHTS).close()
     files = sorted(path.name for path in (tmp_path / "dump").iterdir())
-    assert {name.split("-")[1] for name in files} >= {"hir", "mir", "lir"}
-    for path in (tmp_path / "dump").iterdir():
+    assert {name.split("-")[1] for name in files} >= {"hir", "mir", "lir", "llvm.ll", "asm.s"}
+    assert "define" in next((tmp_path / "dump").glob("*.ll")).read_text()
+    assert "rlx_run" in next((tmp_path / "dump").glob("*.s")).read_text()
+    for path in (tmp_path / "dump").glob("*.txt"):
         text = path.read_text()
         again = parse_program(text) if "-lir-" in path.name else parse_graph(text)
         assert to_text(again) == text

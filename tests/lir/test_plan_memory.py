@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,9 +29,9 @@ def check_arena(program: Program, dims: dict[str, int]) -> None:
     for step in range(len(program.steps)):
         live = [b for b in arena if touched[b][0] <= step <= touched[b][-1]]
         spans = sorted((offsets[b], offsets[b] + evaluate(program.buffers[b].type.nbytes, dims)) for b in live)
-        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, end), (start, _) in pairwise(spans):
             assert end <= start, "two live buffers overlap"
-        assert all(start % ALIGNMENT == 0 and 0 <= start and end <= total for start, end in spans)
+        assert all(start % ALIGNMENT == 0 and start >= 0 and end <= total for start, end in spans)
 
 
 @given(graphs(max_nodes=20), values_of_symbols)

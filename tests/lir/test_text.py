@@ -62,7 +62,8 @@ def test_damaged_text_gives_a_parse_error_or_a_program(data: st.DataObject) -> N
         program = parse_program(text)
     except ParseError:
         return
-    assert parse_program(print_program(program)) == program
+    # the texts are compared, because a damaged number can have become not-a-number
+    assert print_program(parse_program(print_program(program))) == print_program(program)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,9 @@ def test_damaged_text_gives_a_parse_error_or_a_program(data: st.DataObject) -> N
         ("  output y = b5", "not there"),
         ("  what is this", "cannot read"),
         ("  buffer b1 = arena : f99[3]", "f99"),
+        ("  buffer b1 = heap : f32[3]", "unknown kind"),
+        ('  buffer b1 = constant {values=["a"]} : f32[1]', "are numbers"),
+        ("  kernel k1 = op.other {a=none}", "no setting"),
     ],
 )
 def test_a_bad_line_is_named(line: str, message: str) -> None:

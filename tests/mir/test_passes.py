@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rlx.backends.reference import run_graph
 from rlx.core.dim import Dim
-from rlx.core.dtype import f32, i32, q4_0, q4_1, q8_0, q8_act
+from rlx.core.dtype import f32, i32, q4_0, q4_1, q8_0, q8_act, q8x2_act
 from rlx.core.graph import Graph, GraphBuilder, Value
 from rlx.core.rewrite import eliminate_dead, merge_common
 from rlx.core.storage import encode
@@ -194,7 +194,9 @@ def test_a_chain_becomes_one_loop_with_literals() -> None:
 def test_a_value_that_is_read_twice_is_computed_once() -> None:
     builder, emit, x = chain()
     shared = emit("tanh", x)
-    builder.output("y", emit("add", emit("neg", shared), emit("transpose", emit("transpose", shared, axes=(1, 0)), axes=(1, 0))))
+    builder.output(
+        "y", emit("add", emit("neg", shared), emit("transpose", emit("transpose", shared, axes=(1, 0)), axes=(1, 0)))
+    )
     assert loops(fused(builder))[0] == "tanh($0)"
     builder, emit, x = chain()
     shared = emit("tanh", x)
@@ -241,7 +243,10 @@ def test_products_with_packed_weights_get_quantised_operands() -> None:
     for node in after.nodes:
         if node.op == "linear":
             packed = node.inputs[1].type.dtype in (q4_0, q4_1, q8_0)
-            assert (node.inputs[0].type.dtype == q8_act) == packed
+            last = node.output is dict(after.outputs)["logits"]
+            # the rounding of the last product goes into the answer as it is, so that it gets two terms
+            expected = (q8x2_act if last else q8_act) if packed else f32
+            assert node.inputs[0].type.dtype == expected
     added = [node for node in after.nodes if node.op == "quantize"]
     # q, k and v share one, gate and up another; o, down and the head have one each (down has 48 columns: not packed)
     sources = {node.inputs[0] for node in added}
@@ -260,12 +265,29 @@ def test_fusing_the_quantisation_changes_nothing_else() -> None:
 
 
 def test_quantised_activations_stay_near_the_float_result() -> None:
-    """One rounding to 1/254 of a block's largest value per product; a wiring mistake is off by the values themselves."""
+    """One rounding to 1/254 of a block's largest value per product; a mistake is off by the values themselves."""
     graph, weights = quantised_step()
     mir = fuse_elementwise(legal(graph))
     exact = run_graph(mir, step_inputs(), weights)["logits"]
     found = run_graph(quantize_activations(mir, BACKEND), step_inputs(), weights)["logits"]
     assert 0 < np.abs(found - exact).max() <= 0.05 * np.abs(exact).max()
+
+
+def test_an_output_that_the_graph_goes_on_with_is_no_end_of_it() -> None:
+    """Looking at a value (a tap) must not change how it is computed."""
+    for tapped in (False, True):
+        builder = GraphBuilder("g")
+        emit = Emitter(builder)
+        x = builder.input("x", tensor(f32, Dim("n"), 32))
+        w = [emit("parameter", key=key, dtype=q4_0, shape=(32, 32)) for key in "ab"]
+        inner = emit("linear", x, w[0])
+        end = emit("linear", emit("tanh", inner), w[1])
+        builder.output("y", emit("reshape", emit("neg", end), shape=(Dim("n") * 32,)))
+        if tapped:
+            builder.output("tap", inner)
+        after = quantize_activations(legal(builder.build()), BACKEND)
+        formats = [node.inputs[0].type.dtype for node in after.nodes if node.op == "linear"]
+        assert formats == [q8_act, q8x2_act]
 
 
 def test_a_value_that_others_read_too_is_still_written_as_floats() -> None:
@@ -295,7 +317,10 @@ def node_of(op: str, *types: TensorType, **attrs: object) -> Graph:
     ("graph", "words"),
     [
         (node_of("softmax", tensor(f32, 3, 4)), ["there is no kernel for softmax"]),
-        (node_of("linear", tensor(q8_act, 3, 32), tensor(f32, 4, 32)), ["f32 weight has no integer form", "x is q8_act"]),
+        (
+            node_of("linear", tensor(q8_act, 3, 32), tensor(f32, 4, 32)),
+            ["f32 weight has no integer form", "x is q8_act"],
+        ),
         (node_of("add", tensor(f32, 2, 3, 4), tensor(f32, 2, 1, 4)), ["no kernel for add"]),
         (
             node_of(

@@ -328,7 +328,7 @@ def test_casts_round_towards_zero() -> None:
 
 
 def test_quantize_rounds_each_block_to_its_own_int8_grid() -> None:
-    (x,), _, (result,) = run("quantize", "rows")
+    (x,), _, (result,) = run("quantize", "q8_act")
     for row in range(x.shape[0]):
         for start in range(0, x.shape[1], 32):
             block = x[row, start : start + 32].astype(np.float32)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlx.core.backend import KernelPlan
 from rlx.backends.cpu import kernels
 from rlx.backends.cpu.kernels.formats import FORMATS
 from rlx.backends.cpu.kernels.registry import KERNELS
 from rlx.backends.cpu.target import Target
+from rlx.core.backend import KernelPlan
 from rlx.core.dtype import DType
 from rlx.core.graph import Node
 from rlx.errors import UnsupportedOpError

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rlx.backends.cpu import kernels
+from rlx.backends.cpu import kernels, llvm
 from rlx.backends.cpu.emit import I64, PTR, Emit, Val, ir, set_width
 from rlx.backends.cpu.kernels.registry import Body, find
 from rlx.backends.cpu.native import emit_runtime
@@ -54,10 +54,7 @@ def _emit_kernel(module: Any, name: str, kernel: Kernel, target: Target) -> None
 @cache
 def backend_version() -> str:
     """A digest of the sources of this backend and of LLVM's version: what else decides the code."""
-    import llvmlite
-    import llvmlite.binding as llvm
-
-    digest = hashlib.sha256(f"{llvmlite.__version__} {llvm.llvm_version_info}".encode())
+    digest = hashlib.sha256(llvm.versions().encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -71,25 +68,23 @@ def cache_key(kernels_: Sequence[Kernel], target: Target) -> str:
 
 def target_machine(target: Target) -> Any:
     """LLVM's machine for a target."""
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    description = llvm.Target.from_triple(target.triple)
+    library = llvm.binding()
+    library.initialize_native_target()
+    library.initialize_native_asmprinter()
+    description = library.Target.from_triple(target.triple)
     return description.create_target_machine(cpu=target.cpu, features=target.features, opt=2, jit=True, reloc="pic")
 
 
 def optimise(text: str, machine: Any) -> Any:
     """LLVM's module after its optimiser. Kernels are vectors already, so the vectorisers are off."""
-    import llvmlite.binding as llvm
-
-    module = llvm.parse_assembly(text)
+    library = llvm.binding()
+    module = library.parse_assembly(text)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options = library.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = False
     options.slp_vectorization = False
     options.loop_unrolling = False
-    passes = llvm.create_pass_builder(machine, options)
+    passes = library.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
     return module
 

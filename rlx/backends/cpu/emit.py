@@ -8,17 +8,14 @@ Next: `kernels/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import llvmlite.ir as _ir
-
+from rlx.backends.cpu.llvm import ir
 from rlx.backends.cpu.target import Target
 from rlx.errors import CompileError
-
-ir: Any = _ir  # llvmlite has no types of its own
 
 LANES = 16
 F32, F64, I64, I32, I16, I8, I1 = (
@@ -282,7 +279,7 @@ class Emit:
     # ---- control ----
 
     @contextmanager
-    def loop(self, start: Val | int, stop: Val | int, step: int = 1) -> Iterator[Val]:
+    def loop(self, start: Val | int, stop: Val | int, step: int = 1) -> Generator[Val]:
         """`for i in range(start, stop, step)` over i64."""
         counter = self.var(self.typed(start, I64) if not isinstance(start, Val) else start)
         limit = self.typed(stop, I64) if not isinstance(stop, Val) else stop
@@ -297,7 +294,7 @@ class Emit:
         self.b.position_at_end(after)
 
     @contextmanager
-    def loop_while(self, condition: Callable[[], Val]) -> Iterator[None]:
+    def loop_while(self, condition: Callable[[], Val]) -> Generator[None]:
         """Repeat while the condition, evaluated before each round, holds."""
         head, body, after = (self.b.append_basic_block(name) for name in ("while", "body", "after"))
         self.b.branch(head)
@@ -309,13 +306,13 @@ class Emit:
         self.b.position_at_end(after)
 
     @contextmanager
-    def when(self, condition: Val) -> Iterator[None]:
+    def when(self, condition: Val) -> Generator[None]:
         """Only if the condition (i1) holds."""
         with self.b.if_then(condition.v):
             yield
 
     @contextmanager
-    def either(self, condition: Val) -> Iterator[tuple[Any, Any]]:
+    def either(self, condition: Val) -> Generator[tuple[Any, Any]]:
         """`with e.either(c) as (then, otherwise): with then: ... with otherwise: ...`."""
         with self.b.if_else(condition.v) as branches:
             yield cast("tuple[Any, Any]", branches)
@@ -425,7 +422,7 @@ class Emit:
         lanes = bits.type.count if isinstance(bits.type, ir.VectorType) else 1
         # the exponent bias differs by 112; a multiplication also gets subnormals right
         scaled = (magnitude.bitcast(vec(F32, lanes)) * 2.0**112).bitcast(wide.type)
-        special = (magnitude >= (0x7C00 << 13)) if lanes > 1 else (magnitude >= (0x7C00 << 13))
+        special = magnitude >= (0x7C00 << 13)
         infinite = magnitude | (0xFF << 23)
         return (self.select(special, infinite, scaled) | sign).bitcast(vec(F32, lanes))
 
@@ -444,7 +441,7 @@ class Emit:
             name = "llvm.x86.avx512.vpdpbusd.512"
             return self._call(name, VI, accumulator, unsigned.bitcast(bytes64), signed.bitcast(bytes64))
         if self.target.avx2:
-            halves = [self._dot4_avx2(*(self.part(x, i * 8, 8) for x in (unsigned, signed)), small) for i in (0, 1)]
+            halves = [self._dot4_avx2(self.part(unsigned, i, 8), self.part(signed, i, 8), small) for i in (0, 8)]
             return accumulator + self.join(*halves)
         total = accumulator
         for shift in (0, 8, 16, 24):

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from rlx.backends.cpu import object_cache
 from rlx.backends.cpu.codegen import cache_key, compile_module, function_name, target_machine
 from rlx.backends.cpu.kernels.formats import pack_rows16
+from rlx.backends.cpu.llvm import binding
 from rlx.backends.cpu.native import STEP
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.threads import ThreadPool
 from rlx.core.type import TensorType
-from rlx.errors import InputError
+from rlx.errors import InputError, TensorShapeError
 from rlx.lir.program import ALIGNMENT, Buffer, Program
 from rlx.lir.sizes import SizeTable
 
@@ -31,6 +32,10 @@ Array = NDArray[Any]
 
 class Weights(Protocol):
     """Where weights come from; see `rlx/flow/weights.py`."""
+
+    def type_of(self, key: str) -> TensorType:
+        """The element type or storage format of a tensor, and its shape."""
+        ...
 
     def raw(self, key: str) -> NDArray[np.uint8]:
         """The bytes of a tensor."""
@@ -178,8 +183,7 @@ class CpuModule:
 
 def _link(code: bytes, key: str, target: Target, symbols: list[str]) -> tuple[Any, dict[str, int]]:
     """Load object code through ORC; gives what keeps it in memory, and the addresses."""
-    import llvmlite.binding as llvm
-
+    llvm = binding()
     machine = target_machine(target)
     jit = llvm.create_lljit_compiler(machine)
     builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
@@ -196,6 +200,8 @@ def _constant(buffer: Buffer) -> Array:
 def _pack(buffer: Buffer, weights: Weights | None) -> Array:
     if weights is None:
         raise InputError("the program has weights, and none were given", found=buffer.name)
+    if (found := weights.type_of(buffer.name)) != buffer.type:
+        raise TensorShapeError(f"the weight {buffer.name} has another type", found=found, expected=buffer.type)
     raw, shape = weights.raw(buffer.name), static_shape(buffer.type)
     if buffer.layout == "rows16":
         return pack_rows16(buffer.type.dtype, raw, shape)

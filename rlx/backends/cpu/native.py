@@ -1,7 +1,7 @@
 """The native side of a run: the step loop and the worker loop, emitted like the kernels.
 
-Shared state is an array of 64-bit words (`Words`), one cache line for each thing that several threads touch. A worker is
-sleeping (in Python, on a lock), ready (spinning here), claimed for a run, or running. A run claims whoever is ready;
+Shared state is an array of 64-bit words (`Words`), one cache line for each thing that several threads touch. A worker
+is sleeping (in Python, on a lock), ready (spinning here), claimed for a run, or running. A run claims whoever is ready;
 results do not depend on how many that is.
 
 The units of a step are cut into chunks that threads claim one after the other, and a step is over when all its chunks
@@ -203,7 +203,10 @@ def _emit_run(module: Any, target: Target, run_steps: Any) -> None:
 
 
 def _emit_worker(module: Any, target: Target, run_steps: Any) -> None:
-    """`rlx_worker(state, index, patience)`: take part in runs until none came for `patience` spins. Gives the stop word."""
+    """`rlx_worker(state, index, patience)`: take part in runs until none came for `patience` spins.
+
+    Gives the stop word.
+    """
     e, (state, index, patience), _ = _function(module, target, "rlx_worker", I64, [PTR, I64, I64])
     line = index * LINE + WORDS.workers
     pointer, run = (_word(e, state, line + i) for i in range(2))

@@ -10,6 +10,7 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 
+from rlx.backends.cpu.llvm import binding
 from rlx.errors import OptionError
 
 _AVX2 = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "popcnt", "lzcnt", "movbe")
@@ -59,12 +60,10 @@ class Host:
 @cache
 def host() -> Host:
     """The machine this process runs on."""
-    import llvmlite.binding as llvm
-
-    flags = llvm.get_host_cpu_features()
-    return Host(
-        llvm.get_process_triple(), llvm.get_host_cpu_name(), frozenset(name for name, on in flags.items() if on)
-    )
+    library = binding()
+    flags: dict[str, bool] = library.get_host_cpu_features()
+    features = frozenset(name for name, on in flags.items() if on)
+    return Host(library.get_process_triple(), library.get_host_cpu_name(), features)
 
 
 def is_x86() -> bool:

@@ -206,13 +206,30 @@ def gelu_tanh(e: Emit, x: Val) -> Val:
     return e.fma(half, tanh(e, inner), half)
 
 
-def _float(condition_to_float: Callable[[Val, Val], Val]) -> Callable[[Emit, Val, Val], Val]:
-    return lambda e, a, b: condition_to_float(a, b)
+def _relu(e: Emit, x: Val) -> Val:
+    return e.select(x < 0, e.like(0, x), x)
 
 
-SCALAR_EMITTERS: dict[str, Callable[..., Val]] = {
+def _abs(e: Emit, x: Val) -> Val:
+    return e.abs(x) if x.is_float else e.select(x < 0, -x, x)
+
+
+def _maximum(e: Emit, a: Val, b: Val) -> Val:
+    """The larger; not-a-number if one is (`Emit.maximum` is faster and drops it)."""
+    return e.intrinsic("maximum", a, b) if a.is_float else e.maximum(a, b)
+
+
+def _minimum(e: Emit, a: Val, b: Val) -> Val:
+    return e.intrinsic("minimum", a, b) if a.is_float else e.minimum(a, b)
+
+
+def _plain(operator: Callable[[Val, Val], Val]) -> Callable[[Emit, Val, Val], Val]:
+    return lambda e, a, b: operator(a, b)
+
+
+_UNARY: dict[str, Callable[[Emit, Val], Val]] = {
     "neg": lambda e, x: -x,
-    "abs": lambda e, x: e.abs(x) if x.is_float else e.select(x < 0, -x, x),
+    "abs": _abs,
     "exp": exp,
     "log": log,
     "sqrt": lambda e, x: e.sqrt(x),
@@ -225,16 +242,24 @@ SCALAR_EMITTERS: dict[str, Callable[..., Val]] = {
     "silu": silu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
-    "relu": lambda e, x: e.select(x < 0, e.like(0, x), x),
-    "add": _float(lambda a, b: a + b),
-    "sub": _float(lambda a, b: a - b),
-    "mul": _float(lambda a, b: a * b),
-    "div": _float(lambda a, b: a / b),
-    "maximum": lambda e, a, b: e.intrinsic("maximum", a, b) if a.is_float else e.maximum(a, b),
-    "minimum": lambda e, a, b: e.intrinsic("minimum", a, b) if a.is_float else e.minimum(a, b),
-    "less": _float(lambda a, b: a < b),
-    "less_equal": _float(lambda a, b: a <= b),
-    "equal": _float(lambda a, b: a.equals(b)),
-    "select": lambda e, c, a, b: e.select(c, a, b),
+    "relu": _relu,
 }
+_BINARY: dict[str, Callable[[Emit, Val, Val], Val]] = {
+    "add": _plain(lambda a, b: a + b),
+    "sub": _plain(lambda a, b: a - b),
+    "mul": _plain(lambda a, b: a * b),
+    "div": _plain(lambda a, b: a / b),
+    "maximum": _maximum,
+    "minimum": _minimum,
+    "less": _plain(lambda a, b: a < b),
+    "less_equal": _plain(lambda a, b: a <= b),
+    "equal": _plain(lambda a, b: a.equals(b)),
+}
+
+
+def _select(e: Emit, condition: Val, yes: Val, no: Val) -> Val:
+    return e.select(condition, yes, no)
+
+
+SCALAR_EMITTERS: dict[str, Callable[..., Val]] = {**_UNARY, **_BINARY, "select": _select}
 """One emitter for each entry of `rlx.ops.elementwise.SCALAR_OPS`; booleans are i1 lanes within an expression."""

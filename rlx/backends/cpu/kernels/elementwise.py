@@ -15,7 +15,7 @@ from rlx.backends.cpu.kernels.store import QUANTISED_BLOCK, QUANTISED_BYTES, sto
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.vmath import SCALAR_EMITTERS
 from rlx.core.dim import Shape, Size, divide_exact, product
-from rlx.core.dtype import DType, q8_act
+from rlx.core.dtype import ACTIVATION_TERMS, DType
 from rlx.core.graph import Node
 from rlx.core.type import TensorType
 from rlx.ops.elementwise import Expression, parse_expression
@@ -45,7 +45,7 @@ def _why_not(node: Node, target: Target) -> str | None:
             return f"there is no lane type for {value.type.dtype}"
         if operand_kind(value.type.shape, out.shape) is None:
             return f"{value.type} has to be broadcast to {out} first"
-    if out.dtype != q8_act:
+    if out.dtype.name not in ACTIVATION_TERMS:
         return None if out.dtype.name in ELEMENTS else f"there is no lane type for {out.dtype}"
     kinds = {operand_kind(value.type.shape, out.shape) for value in node.inputs}
     return None if kinds <= {FULL, ONE} else "a quantised result takes full operands"
@@ -62,7 +62,7 @@ def _plan(node: Node, target: Target) -> KernelPlan:
         "flat": flat,
     }
     count = out.num_elements
-    if out.dtype == q8_act:
+    if out.dtype.name in ACTIVATION_TERMS:
         return KernelPlan("flat", config, (), product((*out.shape[:-1], _blocks(out))))
     if flat:
         return KernelPlan("flat", config, (count,), _chunks(count))
@@ -88,8 +88,8 @@ def build(body: Body, config: Mapping[str, Setting]) -> None:
     operands = [part.split(":") for part in str(config["operands"]).split(",")]
     expression = parse_expression(str(config["expression"]))
     loader = _Loader(body, operands)
-    if config["out"] == q8_act.name:
-        _build_quantised(body, expression, loader)
+    if config["out"] in ACTIVATION_TERMS:
+        _build_quantised(body, expression, loader, ACTIVATION_TERMS[str(config["out"])])
     elif config["flat"]:
         e, count = body.e, body.size(0)
         start, stop = body.begin * LANES, e.minimum(body.end * LANES, count)
@@ -160,12 +160,12 @@ def _vector_loop(
         e.masked_store(value, e.at(loader.out, base + whole, value.element), mask)
 
 
-def _build_quantised(body: Body, expression: Expression, loader: _Loader) -> None:
+def _build_quantised(body: Body, expression: Expression, loader: _Loader, terms: int) -> None:
     e = body.e
     with e.loop(body.begin, body.end) as block:
         base = block * QUANTISED_BLOCK
         values = [_evaluate(e, expression, loader.load(e.i64(part), base, None)) for part in (0, LANES)]
-        store_quantised(e, values, e.at(loader.out, block * QUANTISED_BYTES))
+        store_quantised(e, values, e.at(loader.out, block * (terms * QUANTISED_BYTES)), terms)
 
 
 def lane_type(dtype: DType) -> object:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlx.core.backend import KernelPlan
 from rlx.backends.cpu.emit import F32, I32, I64
 from rlx.backends.cpu.kernels.formats import FORMATS
 from rlx.backends.cpu.kernels.movement import copy_row
 from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
 from rlx.backends.cpu.target import Target
+from rlx.core.backend import KernelPlan
 from rlx.core.graph import Node
 from rlx.ops.op import float_attr, static_axis
 

@@ -3,7 +3,7 @@
 Groups of 16 output rows, one row per vector lane; K is walked in order. A block of 32 k of a quantised group is
 
     scales   16 x (half scale, half minimum) for q4_1, 16 x half scale for q4_0 and q8_0
-    quants   q4: 4 x 64 bytes, vector v holds bytes 4v..4v+3 of each row's 16: low nibbles are k = 4v.., high ones 16 + 4v..
+    quants   q4: 4 x 64 bytes, vector v holds bytes 4v..4v+3 of each row's 16: low nibbles are k = 4v.., high 16 + 4v..
              q8: 8 x 64 bytes, vector v holds k = 4v..4v+3 of each row, offset by 128 to be unsigned
 
 and a block of one k of a float group is 16 elements. A new format is one `WeightFormat`.
@@ -52,8 +52,8 @@ class WeightFormat:
 
 
 def pack_rows16(dtype: DType, raw: Bytes, shape: tuple[int, ...]) -> Bytes:
-    """A weight [rows, k] as the file has it, in the layout; missing rows of the last group are zero."""
-    rows = shape[0]
+    """A weight [rows, k], or a vector [k], as the file has it, in the layout; missing rows of the last group are zero."""
+    rows = shape[0] if len(shape) > 1 else 1
     matrix = raw.reshape(rows, -1)
     if rows % LANES:
         matrix = np.concatenate([matrix, np.zeros((-rows % LANES, matrix.shape[1]), np.uint8)])
@@ -165,9 +165,7 @@ def _q8_0_floats(e: Emit, block: Val, k: int) -> Val:
 
 def _q8_0_row(e: Emit, block: Val, row: Val) -> list[Val]:
     scale = e.splat(e.half_to_float(e.load(block, I16, row)))
-    return [
-        (_row_words(e, block, 32, row, first).zext(I32).to_float() - 128.0) * scale for first in (0, 4)
-    ]
+    return [(_row_words(e, block, 32, row, first).zext(I32).to_float() - 128.0) * scale for first in (0, 4)]
 
 
 def _offset_scales(offset: float) -> Callable[[Emit, Val], tuple[Val, Val]]:

@@ -10,28 +10,33 @@ the order of k (quantised); or one fused multiply-add per k (float). The tile do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
 
 from rlx.core.backend import KernelPlan
 from rlx.backends.cpu.emit import F32, I32, LANES, VF, VI, Emit, Val
 from rlx.backends.cpu.kernels.formats import FORMATS, WeightFormat
-from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
+from rlx.backends.cpu.kernels.registry import Body, Setting, When, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.dim import product
-from rlx.core.dtype import f32, q8_act
+from rlx.core.dtype import ACTIVATION_TERMS, f32, q8_act
 from rlx.core.graph import Node
 from rlx.ops.op import static_axis
 
 ROW_TILES = (8, 4, 1)
 ACTIVATION_BLOCK = q8_act.block_bytes
 
+Tile: TypeAlias = Callable[[Emit, WeightFormat, Sequence[Val], Val, Val], list[Val]]
+"""(e, format, addresses of the rows, address of the weights of 16 outputs, blocks) to 16 results for each row."""
 
-def _why_not(quantised: bool):  # noqa: ANN202 - gives a When
+
+def _why_not(quantised: bool) -> When:
     def when(node: Node, target: Target) -> str | None:
         x, weight = node.inputs[0].type, node.inputs[1].type
         if weight.dtype.name not in FORMATS:
             return f"there is no layout for {weight.dtype} weights"
-        if (x.dtype == q8_act) != quantised:
+        if (x.dtype.name in ACTIVATION_TERMS) != quantised:
             return f"x is {x.dtype}"
         if quantised and FORMATS[weight.dtype.name].quants is None:
             return f"a {weight.dtype} weight has no integer form"
@@ -43,12 +48,14 @@ def _why_not(quantised: bool):  # noqa: ANN202 - gives a When
 def _plan(node: Node, target: Target) -> KernelPlan:
     x, weight = node.inputs[0].type, node.inputs[1].type
     out, k = static_axis(weight, 0, "out"), static_axis(weight, 1, "in")
+    terms = ACTIVATION_TERMS.get(x.dtype.name, 0)
     config = {
+        "terms": terms,
         "weight": weight.dtype.name,
         "bias": len(node.inputs) == 3,
         "partial": bool(out % LANES),
     }
-    variant = "integer" if x.dtype == q8_act else "float"
+    variant = "integer" if terms else "float"
     return KernelPlan(variant, config, (product(x.shape[:-1]), k, out), -(-out // LANES), {1: "rows16"})
 
 
@@ -60,9 +67,10 @@ def _plan(node: Node, target: Target) -> KernelPlan:
     plan=_plan,
 )
 def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: x q8_act [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
+    """Buffers: x quantised [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
     fmt = FORMATS[str(config["weight"])]
-    _build(body, config, fmt, ACTIVATION_BLOCK, _integer_tile)
+    terms = int(config["terms"])
+    _build(body, config, fmt, terms * ACTIVATION_BLOCK, partial(_integer_tile, terms))
 
 
 @kernel(
@@ -78,7 +86,7 @@ def build_float(body: Body, config: Mapping[str, Setting]) -> None:
     _build(body, config, fmt, fmt.block * f32.block_bytes, _float_tile)
 
 
-def _build(body: Body, config: Mapping[str, Setting], fmt: WeightFormat, x_block: int, tile) -> None:  # noqa: ANN001
+def _build(body: Body, config: Mapping[str, Setting], fmt: WeightFormat, x_block: int, tile: Tile) -> None:
     e = body.e
     rows, k, columns = (body.size(i) for i in range(3))
     x, weight, out = body.buffer(0), body.buffer(1), body.buffer(3 if config["bias"] else 2)
@@ -118,28 +126,34 @@ def _store_columns(e: Emit, value: Val, address: Val, left: Val, config: Mapping
             e.masked_store(value, address, e.tail_mask(left))
 
 
-def _integer_tile(e: Emit, fmt: WeightFormat, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
+def _integer_tile(terms: int, e: Emit, fmt: WeightFormat, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
     if fmt.scales is None or fmt.quants is None:
         return []
     sums = [e.var(0.0, VF) for _ in x]
     with e.loop(0, blocks) as block:
         address = e.at(weight, block * fmt.block_bytes)
-        rows = [e.at(row, block * ACTIVATION_BLOCK) for row in x]
         scale, minimum = fmt.scales(e, address)
-        # two chains of integer sums hide the latency where a tile has few rows
-        chains = [[e.typed(0, VI) for _ in range(2 if len(x) < 4 else 1)] for _ in x]
-        for index, (k, unsigned) in enumerate(fmt.quants(e, address)):
-            for row, chain in zip(rows, chains, strict=True):
-                signed = e.splat(e.load(e.at(row, k), I32))
-                slot = index % len(chain)
-                chain[slot] = e.dot4(chain[slot], unsigned, signed, fmt.small)
-        for row, chain, total in zip(rows, chains, sums, strict=True):
-            integer = chain[0] + chain[1] if len(chain) == 2 else chain[0]
-            x_scale = e.splat(e.load(e.at(row, 32), F32))
-            x_sum = e.splat(e.load(e.at(row, 36), F32))
-            partial = e.fma(integer.to_float(), scale * x_scale, total.get())
-            total.set(e.fma(minimum, x_sum, partial))
+        quants = fmt.quants(e, address)
+        for term in range(terms):
+            rows = [e.at(row, block * (terms * ACTIVATION_BLOCK) + term * ACTIVATION_BLOCK) for row in x]
+            for row, integer, total in zip(rows, _block_sums(e, fmt, rows, quants), sums, strict=True):
+                x_scale = e.splat(e.load(e.at(row, 32), F32))
+                x_sum = e.splat(e.load(e.at(row, 36), F32))
+                product_sum = e.fma(integer.to_float(), scale * x_scale, total.get())
+                total.set(e.fma(minimum, x_sum, product_sum))
     return [total.get() for total in sums]
+
+
+def _block_sums(e: Emit, fmt: WeightFormat, rows: Sequence[Val], quants: Sequence[tuple[int, Val]]) -> list[Val]:
+    """The integer sum of one block for every row."""
+    # two chains of sums hide the latency where a tile has few rows
+    chains = [[e.typed(0, VI) for _ in range(2 if len(rows) < 4 else 1)] for _ in rows]
+    for index, (k, unsigned) in enumerate(quants):
+        for row, chain in zip(rows, chains, strict=True):
+            signed = e.splat(e.load(e.at(row, k), I32))
+            slot = index % len(chain)
+            chain[slot] = e.dot4(chain[slot], unsigned, signed, fmt.small)
+    return [chain[0] + chain[1] if len(chain) == 2 else chain[0] for chain in chains]
 
 
 def _float_tile(e: Emit, fmt: WeightFormat, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlx.core.backend import KernelPlan
 from rlx.backends.cpu.emit import F32, LANES, VF, Val
 from rlx.backends.cpu.kernels.movement import strides_of
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.target import Target
+from rlx.core.backend import KernelPlan
 from rlx.core.dim import Shape, Size, product
 from rlx.core.graph import Node
 

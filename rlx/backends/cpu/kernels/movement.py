@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlx.core.backend import KernelPlan
 from rlx.backends.cpu.emit import F32, I32, I64, LANES, VI, Val, ir, vec
 from rlx.backends.cpu.kernels.formats import FORMATS
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.target import Target
+from rlx.core.backend import KernelPlan
 from rlx.core.dim import Shape, Size, product
 from rlx.core.graph import Node
 from rlx.core.type import TensorType
@@ -182,15 +182,15 @@ def _saturating(body: Body, value: Val) -> Val:
 
 def _dequantize_why_not(node: Node, target: Target) -> str | None:
     x = node.inputs[0].type
-    if x.dtype.name not in FORMATS or x.rank != 2:
-        return f"only stored weights [rows, k] are unpacked, not {x}"
+    if x.dtype.name not in FORMATS or x.rank not in (1, 2):
+        return f"only stored weights [rows, k] and vectors are unpacked, not {x}"
     return None
 
 
 def _plan_dequantize(node: Node, target: Target) -> KernelPlan:
     x = node.inputs[0].type
     config: dict[str, Setting] = {"weight": x.dtype.name}
-    return KernelPlan("rows", config, (static_axis(x, 1, "k"),), x.shape[0], {0: "rows16"})
+    return KernelPlan("rows", config, (static_axis(x, -1, "k"),), product(x.shape[:-1]), {0: "rows16"})
 
 
 @kernel("dequantize", "rows", help="one row at a time", when=_dequantize_why_not, plan=_plan_dequantize)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from rlx.core.backend import KernelPlan
 from rlx.backends.cpu.emit import I64, PTR, Emit, Val
 from rlx.backends.cpu.target import Target
+from rlx.core.backend import KernelPlan
 from rlx.core.graph import Node
 
 Setting: TypeAlias = int | float | str | bool

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlx.core.backend import KernelPlan
-from rlx.backends.cpu.emit import F32, I32, LANES, Val, vec
+from rlx.backends.cpu.emit import F32, I32, LANES, Emit, Val, vec
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.vmath import sin_cos
+from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
 from rlx.core.graph import Node
 from rlx.ops.op import float_attr, int_attr, static_axis
@@ -75,7 +75,7 @@ def build_rope(body: Body, config: Mapping[str, Setting]) -> None:
                 e.store(e.load(source, F32, i), target, i)
 
 
-def _rotate(e, a: Val, b: Val, c: Val, s: Val) -> tuple[Val, Val]:  # noqa: ANN001
+def _rotate(e: Emit, a: Val, b: Val, c: Val, s: Val) -> tuple[Val, Val]:
     return e.fma(a, c, -(b * s)), e.fma(b, c, a * s)
 
 

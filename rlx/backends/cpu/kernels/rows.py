@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from rlx.core.backend import KernelPlan
 from rlx.backends.cpu.emit import F32, LANES, VF, Emit, Val
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.kernels.store import QUANTISED_BLOCK, QUANTISED_BYTES, store_quantised
 from rlx.backends.cpu.target import Target
+from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
-from rlx.core.dtype import q8_act
+from rlx.core.dtype import ACTIVATION_TERMS
 from rlx.core.graph import Node
 from rlx.ops.op import float_attr, int_attr, static_axis
 
@@ -24,9 +24,7 @@ def load_tail(e: Emit, address: Val, left: Val, fill: float) -> Val:
     return e.select(mask, e.masked_load(address, VF, mask), e.typed(fill, VF))
 
 
-def reduce_row(
-    e: Emit, address: Val, width: Val, start: float, step: Callable[[Val, Val], Val], fill: float
-) -> Val:
+def reduce_row(e: Emit, address: Val, width: Val, start: float, step: Callable[[Val, Val], Val], fill: float) -> Val:
     """The 16 partial results of a row of float32: whole vectors first, then the rest."""
     total = e.var(start, VF)
     whole = width - width % LANES
@@ -43,14 +41,14 @@ def _plan_rms_norm(node: Node, target: Target) -> KernelPlan:
     config: dict[str, Setting] = {
         "eps": float_attr(node.attrs, "eps"),
         "plus_one": bool(node.attrs["plus_one"]),
-        "quantised": node.attrs["dtype"] == q8_act,
+        "terms": ACTIVATION_TERMS.get(str(node.attrs["dtype"]), 0),
         "width": width,
     }
     return KernelPlan("row", config, (), product(x.shape[:-1]) * groups)
 
 
 def _rms_norm_why_not(node: Node, target: Target) -> str | None:
-    if node.attrs["dtype"] != q8_act:
+    if str(node.attrs["dtype"]) not in ACTIVATION_TERMS:
         return None
     width = static_axis(node.inputs[0].type, -1, "the normalised axis") // int_attr(node.attrs, "groups")
     return "a quantised result needs whole blocks of 32" if width % QUANTISED_BLOCK else None
@@ -58,10 +56,12 @@ def _rms_norm_why_not(node: Node, target: Target) -> str | None:
 
 @kernel("rms_norm", "row", help="one pass for the squares, one to scale", when=_rms_norm_why_not, plan=_plan_rms_norm)
 def build_rms_norm(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: x, weight [width], out (f32 or q8_act); units are rows of `width`."""
+    """Buffers: x, weight [width], out (f32 or quantised); units are rows of `width`."""
     e, width = body.e, int(config["width"])
     x, weight, out = (body.buffer(i) for i in range(3))
-    out_bytes = width // QUANTISED_BLOCK * QUANTISED_BYTES
+    terms = int(config["terms"])
+    block_bytes = terms * QUANTISED_BYTES
+    out_bytes = width // QUANTISED_BLOCK * block_bytes
     with e.loop(body.begin, body.end) as row:
         source = e.at(x, row * width, F32)
         squares = reduce_row(e, source, e.i64(width), 0.0, lambda total, v: e.fma(v, v, total), 0.0)
@@ -71,14 +71,14 @@ def build_rms_norm(body: Body, config: Mapping[str, Setting]) -> None:
         def scaled(value: Val, factor: Val, scale: Val = scale) -> Val:
             return value * scale * (factor + 1.0 if config["plus_one"] else factor)
 
-        if config["quantised"]:
+        if terms:
             target = e.at(out, row * out_bytes)
             with e.loop(0, width // QUANTISED_BLOCK) as block:
                 index = block * QUANTISED_BLOCK
                 values = [
                     scaled(e.load(source, VF, index + part), e.load(weight, VF, index + part)) for part in (0, LANES)
                 ]
-                store_quantised(e, values, e.at(target, block * QUANTISED_BYTES))
+                store_quantised(e, values, e.at(target, block * block_bytes), terms)
         else:
             target = e.at(out, row * width, F32)
             with e.loop(0, width // LANES * LANES, LANES) as i:
@@ -92,17 +92,17 @@ def build_rms_norm(body: Body, config: Mapping[str, Setting]) -> None:
 def _plan_quantize(node: Node, target: Target) -> KernelPlan:
     x = node.inputs[0].type
     blocks = static_axis(x, -1, "the quantised axis") // QUANTISED_BLOCK
-    return KernelPlan("row", {}, (blocks,), product(x.shape[:-1]))
+    return KernelPlan("row", {"terms": ACTIVATION_TERMS[str(node.attrs["dtype"])]}, (blocks,), product(x.shape[:-1]))
 
 
 @kernel("quantize", "row", help="int8 with a scale for each 32", when=always, plan=_plan_quantize)
 def build_quantize(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: x f32, out q8_act; sizes blocks per row; units are rows."""
-    e, blocks = body.e, body.size(0)
+    """Buffers: x f32, out quantised; sizes blocks per row; units are rows."""
+    e, blocks, terms = body.e, body.size(0), int(config["terms"])
     x, out = body.buffer(0), body.buffer(1)
     with e.loop(body.begin * blocks, body.end * blocks) as block:
         values = [e.load(x, VF, block * QUANTISED_BLOCK + part) for part in (0, LANES)]
-        store_quantised(e, values, e.at(out, block * QUANTISED_BYTES))
+        store_quantised(e, values, e.at(out, block * (terms * QUANTISED_BYTES)), terms)
 
 
 def _plan_reduce(node: Node, target: Target) -> KernelPlan:
@@ -110,9 +110,7 @@ def _plan_reduce(node: Node, target: Target) -> KernelPlan:
     return KernelPlan("row", {}, (x.shape[-1],), product(x.shape[:-1]))
 
 
-def _build_reduce(
-    body: Body, start: float, step: Callable[[Val, Val], Val]
-) -> None:
+def _build_reduce(body: Body, start: float, step: Callable[[Val, Val], Val]) -> None:
     e, width = body.e, body.size(0)
     x, out = body.buffer(0), body.buffer(1)
     with e.loop(body.begin, body.end) as row:

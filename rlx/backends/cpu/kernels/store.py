@@ -1,4 +1,4 @@
-"""Row stores shared by kernels: float32 as it is, or quantised to `q8_act` blocks of 32."""
+"""The quantised store that kernels share: `q8_act` blocks of 32, in one term or two."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from rlx.backends.cpu.emit import F32, I8, LANES, VI, Emit, Val
 from rlx.core.dtype import q8_act
 
 
-def store_quantised(e: Emit, values: Sequence[Val], address: Val) -> None:
-    """One block of 32 float32 (two vectors) as 32 int8, the scale and the float32 sum (see `core/storage.py`).
+def store_quantised(e: Emit, values: Sequence[Val], address: Val, terms: int) -> None:
+    """One block of 32 float32 (two vectors) in `terms` terms, each of what the one before left over."""
+    for term in range(terms):
+        values = _store_term(e, values, e.at(address, term * QUANTISED_BYTES))
+
+
+def _store_term(e: Emit, values: Sequence[Val], address: Val) -> list[Val]:
+    """The block as 32 int8, the scale and the float32 sum (see `core/storage.py`); gives what the rounding left over.
 
     A block with a NaN or an infinity gets quants 0 and a scale that is not finite, so that the fault stays visible.
     """
@@ -28,6 +34,7 @@ def store_quantised(e: Emit, values: Sequence[Val], address: Val) -> None:
     total = e.reduce(rounded[0] + rounded[1], lambda a, b: a + b)
     e.store(scale, e.at(address, 32))
     e.store(total.to_float(F32) * scale, e.at(address, 36))
+    return [value - quants.to_float() * e.splat(scale) for value, quants in zip(values, rounded, strict=True)]
 
 
 def _largest_magnitude(e: Emit, values: Sequence[Val]) -> Val:
