@@ -1,10 +1,10 @@
 """cache_append and paged_attention: online softmax over the pages of a sequence.
 
-A unit is one query row of one head. Rows of one sequence are taken four at a time, so that a page is read once for
-them; what a row computes does not depend on its neighbours. Pages are walked in the order of positions, and a page is
-reduced in one order (dims in order for the scores, a fixed tree for the sum, keys in order for the values), so the bits
-do not depend on the chunking of a prompt, on the batch or on the threads. Source of the recurrence: Milakov and
-Gimelshein 2018.
+A unit is one query row of one head. Rows of one sequence that read the same KV head are taken four at a time, so that a
+page is read once for them; what a row computes does not depend on its neighbours. Blocks of 128 positions are walked in
+order, and a block is reduced in one order (dims in order for the scores, 16 lanes along the block and a fixed tree for the
+sum, keys in order for the values), so the bits do not depend on the chunking of a prompt, on the batch or on the threads.
+Source of the recurrence: Milakov and Gimelshein 2018.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from rlx.core.graph import Node
 from rlx.ops.op import float_attr, int_attr, optional_float, static_axis
 
 ROWS = 4
+BLOCK = 128
+"""Positions whose weights are made at once: enough to hide the latency of a maximum, a sum and a correction."""
 NEG_INFINITY = float("-inf")
 
 
@@ -92,27 +94,28 @@ def build_attention(body: Body, config: Mapping[str, Setting]) -> None:
     frame = _Frame(body, config)
     unit = e.var(body.begin)
     with e.loop_while(lambda: unit.get() < body.end):
-        head, row = unit.get() // frame.tokens, unit.get() % frame.tokens
-        limit = e.minimum(e.minimum(body.end - unit.get(), frame.tokens - row), ROWS)
-        sequence = e.load(frame.sequences, I32, row)
+        kv_head, first = unit.get() // frame.entries, unit.get() % frame.entries
+        limit = e.minimum(e.minimum(body.end - unit.get(), frame.entries - first), ROWS)
+        sequence = e.load(frame.sequences, I32, first // frame.group).sext(I64)
         run = e.var(e.i64(1))
-        with e.loop_while(lambda: (run.get() < limit) & _follows(frame, e.minimum(row + run.get(), frame.tokens - 1), row)):
+        with e.loop_while(
+            lambda: (run.get() < limit) & _follows(frame, e.minimum(first + run.get(), frame.entries - 1), first)
+        ):
             run.set(run.get() + 1)
         with e.either(run.get() > 1) as (several, one):
             with several:
-                _tile(frame, ROWS, head, row, run.get(), sequence.sext(I64))
+                _tile(frame, ROWS, kv_head, first, run.get(), sequence)
             with one:
-                _tile(frame, 1, head, row, run.get(), sequence.sext(I64))
+                _tile(frame, 1, kv_head, first, run.get(), sequence)
         unit.set(unit.get() + run.get())
 
 
-def _follows(frame: _Frame, row: Val, first: Val) -> Val:
-    """Whether a row belongs into the tile that starts at `first`: its sequence, and a later position than the row before."""
+def _follows(frame: _Frame, entry: Val, first: Val) -> Val:
+    """Whether an entry belongs into the tile that starts at `first`: its sequence, and a position not before the last."""
     e = frame.e
-    before = e.load(frame.positions, I32, e.maximum(row - 1, first))
-    return e.load(frame.sequences, I32, row).equals(e.load(frame.sequences, I32, first)) & (
-        e.load(frame.positions, I32, row) > before
-    )
+    row, start, before = entry // frame.group, first // frame.group, e.maximum(entry - 1, first) // frame.group
+    later = e.load(frame.positions, I32, row) > e.load(frame.positions, I32, before)
+    return e.load(frame.sequences, I32, row).equals(e.load(frame.sequences, I32, start)) & (row.equals(before) | later)
 
 
 class _Frame:
@@ -127,8 +130,12 @@ class _Frame:
         self.q, self.k, self.v, self.positions, self.sequences, self.table, self.out = (
             body.buffer(i) for i in range(7)
         )
-        self.cache_pages, self.tokens = body.size(2), body.size(3)
-        self.weights = body.e.local(F32, ROWS * self.page)
+        self.cache_pages = body.size(2)
+        self.group = self.heads // self.kv_heads
+        self.entries = body.size(3) * self.group  # of one KV head: its query heads of each token
+        self.block_pages = max(1, BLOCK // self.page)
+        self.block = self.block_pages * self.page
+        self.weights = body.e.local(F32, ROWS * self.block)
         self.sums = body.e.local(F32, ROWS * self.head_dim)
 
 
@@ -141,6 +148,7 @@ class _Row:
     out: Val
     maximum: Var
     total: Var
+    largest: Var
 
 
 def _pieces(head_dim: int) -> Iterator[tuple[int, list[int]]]:
@@ -158,112 +166,141 @@ def _pieces(head_dim: int) -> Iterator[tuple[int, list[int]]]:
         start += sum(lanes[i : i + 4])
 
 
-def _tile(frame: _Frame, count: int, head: Val, first: Val, run: Val, sequence: Val) -> None:
+def _tile(frame: _Frame, count: int, kv_head: Val, first: Val, run: Val, sequence: Val) -> None:
     e, page = frame.e, frame.page
-    rows = [_row(frame, head, e.minimum(first + i, first + run - 1) if i else first) for i in range(count)]
-    kv_head = head // (frame.heads // frame.kv_heads)
+    rows = [_row(frame, kv_head, e.minimum(first + i, first + run - 1) if i else first) for i in range(count)]
     with e.loop(0, count * frame.head_dim) as i:
         e.store(e.typed(0.0, F32), frame.sums, i)
-    start = e.i64(0)
+    begin = e.i64(0)
     if frame.window:
-        start = e.maximum(rows[0].position - (frame.window - 1), 0) // page
-    with e.loop(start, rows[-1].position // page + 1) as logical:
-        entry = _table_entry(frame.body, sequence, logical)
-        physical = frame.body.checked_index(e.load(frame.table, I32, entry).sext(I64), frame.cache_pages)
-        base = (physical * frame.kv_heads + kv_head) * (frame.head_dim * page)
-        scores = _scores(frame, rows, e.at(frame.k, base, F32))
-        for index, (row, score) in enumerate(zip(rows, scores, strict=True)):
-            correction, active = _softmax(frame, row, score, logical * page, index)
-            _rescale(frame, index, correction, active)
-        _accumulate(frame, count, e.at(frame.v, base, F32))
+        begin = e.maximum(rows[0].position - (frame.window - 1), 0) // page
+    end = rows[-1].position // page + 1
+    with e.loop(begin // frame.block_pages, (end - 1) // frame.block_pages + 1) as block:
+        base = block * frame.block_pages
+        pages = (e.maximum(begin, base), e.minimum(end, base + frame.block_pages))
+        _scores(frame, rows, kv_head, sequence, base, pages)
+        width = (pages[1] - base) * page
+        corrections = [_softmax(frame, row, index, (pages[0] - base) * page, width) for index, row in enumerate(rows)]
+        for index, correction in enumerate(corrections):
+            _rescale(frame, index, correction)
+        with e.loop(pages[0], pages[1]) as logical:
+            values = _page_address(frame, frame.v, kv_head, sequence, logical)
+            _accumulate(frame, count, values, (logical - base) * page)
     for index, row in enumerate(rows):
         with e.when(run > index):
-            for start_dim, lanes in _pieces(frame.head_dim):
-                offset = start_dim
-                for width in lanes:
-                    value = e.load(frame.sums, vec(F32, width), e.i64(index * frame.head_dim + offset), F32)
-                    e.store(value / e.splat(row.total.get(), width), e.at(row.out, offset, F32))
-                    offset += width
+            _finish(frame, row, index)
 
 
-def _row(frame: _Frame, head: Val, index: Val) -> _Row:
+def _finish(frame: _Frame, row: _Row, index: int) -> None:
+    """Divide by the sum of the weights and write the row."""
     e = frame.e
-    base = (index * frame.heads + head) * frame.head_dim
+    for start, lanes in _pieces(frame.head_dim):
+        offset = start
+        for width in lanes:
+            value = e.load(frame.sums, vec(F32, width), e.i64(index * frame.head_dim + offset), F32)
+            e.store(value / e.splat(row.total.get(), width), e.at(row.out, offset, F32))
+            offset += width
+
+
+def _page_address(frame: _Frame, cache: Val, kv_head: Val, sequence: Val, logical: Val) -> Val:
+    e = frame.e
+    entry = _table_entry(frame.body, sequence, logical)
+    physical = frame.body.checked_index(e.load(frame.table, I32, entry).sext(I64), frame.cache_pages)
+    return e.at(cache, (physical * frame.kv_heads + kv_head) * (frame.head_dim * frame.page), F32)
+
+
+def _row(frame: _Frame, kv_head: Val, entry: Val) -> _Row:
+    e = frame.e
+    token, head = entry // frame.group, kv_head * frame.group + entry % frame.group
+    base = (token * frame.heads + head) * frame.head_dim
     return _Row(
-        frame.body.checked_index(e.load(frame.positions, I32, index).sext(I64), frame.body.size(1) * frame.page),
+        frame.body.checked_index(e.load(frame.positions, I32, token).sext(I64), frame.body.size(1) * frame.page),
         e.at(frame.q, base, F32),
         e.at(frame.out, base, F32),
         e.var(NEG_INFINITY, F32),
         e.var(0.0, F32),
+        e.var(NEG_INFINITY, VF),
     )
 
 
-def _scores(frame: _Frame, rows: Sequence[_Row], keys: Val) -> list[list[Val]]:
-    """q . k for every row and the keys of the page: dims in order, lanes are positions."""
+def _scores(
+    frame: _Frame, rows: Sequence[_Row], kv_head: Val, sequence: Val, base: Val, pages: tuple[Val, Val]
+) -> None:
+    """Scaled, capped and masked scores of a block of pages into `frame.weights`; the largest into `row.largest`."""
     e, vectors = frame.e, frame.page // LANES
-    sums = [[e.var(0.0, VF) for _ in range(vectors)] for _ in rows]
-    with e.loop(0, frame.head_dim) as d:
-        loaded = [e.load(keys, VF, d * frame.page + v * LANES) for v in range(vectors)]
-        for row, totals in zip(rows, sums, strict=True):
-            query = e.splat(e.load(row.query, F32, d))
-            for key, total in zip(loaded, totals, strict=True):
-                total.set(e.fma(key, query, total.get()))
-    return [[total.get() for total in totals] for totals in sums]
+    for row in rows:
+        row.largest.set(e.typed(NEG_INFINITY, VF))
+    with e.loop(*pages) as logical:
+        keys = _page_address(frame, frame.k, kv_head, sequence, logical)
+        sums = [[e.var(0.0, VF) for _ in range(vectors)] for _ in rows]
+        with e.loop(0, frame.head_dim) as d:
+            loaded = [e.load(keys, VF, d * frame.page + v * LANES) for v in range(vectors)]
+            for row, totals in zip(rows, sums, strict=True):
+                query = e.splat(e.load(row.query, F32, d))
+                for key, total in zip(loaded, totals, strict=True):
+                    total.set(e.fma(key, query, total.get()))
+        for index, (row, totals) in enumerate(zip(rows, sums, strict=True)):
+            distance = (row.position - logical * frame.page).trunc(I32)
+            for v, total in enumerate(totals):
+                score = _masked(frame, total.get(), distance, v * LANES)
+                row.largest.set(e.maximum(row.largest.get(), score))
+                slot = (logical - base) * frame.page + (index * frame.block + v * LANES)
+                e.store(score, frame.weights, slot)
 
 
-def _softmax(frame: _Frame, row: _Row, score: Sequence[Val], first: Val, index: int) -> tuple[Val, Val]:
-    """Scale, cap, mask; store the weights of the page; give the factor of what was summed and whether a key is seen."""
+def _masked(frame: _Frame, score: Val, distance: Val, first: int) -> Val:
+    """Scale, then cap, then mask. `distance` is how far the query stands behind the first key of the page."""
     e = frame.e
-    masked: list[Val] = []
-    for v, raw in enumerate(score):
-        value = raw * frame.scale
-        if frame.softcap > 0:
-            value = vmath.tanh(e, value / frame.softcap) * frame.softcap
-        distance = (row.position - first).trunc(I32)
-        lane = e.table(I32, [v * LANES + i for i in range(LANES)])
-        behind = e.splat(distance) - lane
-        seen = behind >= 0
-        if frame.window:
-            seen = seen & (behind < frame.window)
-        masked.append(e.select(seen, value, NEG_INFINITY))
-    largest = masked[0]
-    for value in masked[1:]:
-        largest = e.maximum(largest, value)
-    page_maximum = e.reduce(largest, e.maximum)
-    active = page_maximum > NEG_INFINITY
-    new = e.maximum(row.maximum.get(), page_maximum)
+    value = score * frame.scale
+    if frame.softcap > 0:
+        value = vmath.tanh(e, value / frame.softcap) * frame.softcap
+    behind = e.splat(distance) - e.table(I32, [first + i for i in range(LANES)])
+    seen = behind >= 0
+    if frame.window:
+        seen = seen & (behind < frame.window)
+    return e.select(seen, value, NEG_INFINITY)
+
+
+def _softmax(frame: _Frame, row: _Row, index: int, start: Val, stop: Val) -> Val:
+    """Scores of the block to weights, in place; gives the factor of what was summed before."""
+    e = frame.e
+    new = e.maximum(row.maximum.get(), e.reduce(row.largest.get(), e.maximum))
+    # nothing seen yet: any shift will do, and every weight is 0
     shift = e.select(new > NEG_INFINITY, new, e.like(0.0, new))
     correction = e.lane(vmath.exp(e, e.splat(row.maximum.get() - shift, 4)), 0)
-    weights = [vmath.exp(e, value - e.splat(shift)) for value in masked]
-    total = weights[0]
-    for v, weight in enumerate(weights):
-        e.store(weight, frame.weights, e.i64(index * frame.page + v * LANES))
-        total = total + weight if v else total
-    page_total = e.reduce(total, lambda a, b: a + b)
-    row.total.set(e.select(active, e.fma(row.total.get(), correction, page_total), row.total.get()))
+    total = e.var(0.0, VF)
+    with e.loop(start, stop, LANES) as key:
+        slot = key + index * frame.block
+        weight = vmath.exp(e, e.load(frame.weights, VF, slot) - e.splat(shift))
+        e.store(weight, frame.weights, slot)
+        total.set(total.get() + weight)
+    block_total = e.reduce(total.get(), lambda a, b: a + b)
+    row.total.set(e.fma(row.total.get(), correction, block_total))
     row.maximum.set(new)
-    return correction, active
+    return correction
 
 
-def _rescale(frame: _Frame, index: int, correction: Val, active: Val) -> None:
-    """Multiply what a row has summed by the correction, unless nothing of the page is seen."""
+def _rescale(frame: _Frame, index: int, correction: Val) -> None:
+    """Multiply what a row has summed by the correction."""
     e = frame.e
-    factor = e.select(active, correction, e.like(1.0, correction))
     for start, lanes in _pieces(frame.head_dim):
         offset = start
         for width in lanes:
             address = e.at(frame.sums, index * frame.head_dim + offset, F32)
-            e.store(e.load(address, vec(F32, width)) * e.splat(factor, width), address)
+            e.store(e.load(address, vec(F32, width)) * e.splat(correction, width), address)
             offset += width
 
 
-def _accumulate(frame: _Frame, count: int, values: Val) -> None:
+def _accumulate(frame: _Frame, count: int, values: Val, first: Val) -> None:
     """Add weight * value, keys in order. A weight of 0 leaves a sum as it is (caches hold finite numbers)."""
     e = frame.e
     for start, lanes in _pieces(frame.head_dim):
         offsets = [start + sum(lanes[:i]) for i in range(len(lanes))]
         sums = [
-            [e.var(e.load(frame.sums, vec(F32, width), e.i64(r * frame.head_dim + offset), F32)) for offset, width in zip(offsets, lanes, strict=True)]
+            [
+                e.var(e.load(frame.sums, vec(F32, width), e.i64(r * frame.head_dim + offset), F32))
+                for offset, width in zip(offsets, lanes, strict=True)
+            ]
             for r in range(count)
         ]
         with e.loop(0, frame.page) as key:
@@ -272,7 +309,7 @@ def _accumulate(frame: _Frame, count: int, values: Val) -> None:
                 for offset, width in zip(offsets, lanes, strict=True)
             ]
             for r in range(count):
-                weight = e.load(frame.weights, F32, key + r * frame.page)
+                weight = e.load(frame.weights, F32, first + key + r * frame.block)
                 for variable, value in zip(sums[r], loaded, strict=True):
                     variable.set(e.fma(value, e.splat(weight, _lanes(value)), variable.get()))
         for r in range(count):
