@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from rlx.core.dtype import DTYPES, DType, f16, f32
 from rlx.errors import ModelNotFoundError, OptionError
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fast", "exact"),
     "target": ("native", "avx512", "avx2", "portable"),
+    "kv_cache": ("auto", "f32", "f16", "bf16"),
 }
 _BACKENDS = ("cpu", "reference", "null")
 
@@ -34,6 +36,7 @@ class Profile:
         backend: "cpu", "reference" (the NumPy oracle) or "null" (compiles, runs nothing).
         target: the instruction set, "native" for this host's.
         page_size: positions per page of the KV cache.
+        kv_cache: element type of the KV cache; "auto" is f16 with precision "fast" and f32 with "exact".
     """
 
     precision: str = "fast"
@@ -41,6 +44,14 @@ class Profile:
     backend: str = "cpu"
     target: str = "native"
     page_size: int = 32
+    kv_cache: str = "auto"
+
+    @property
+    def cache_dtype(self) -> DType:
+        """The element type of the KV cache."""
+        if self.kv_cache == "auto":
+            return f16 if self.precision == "fast" else f32
+        return DTYPES[self.kv_cache]
 
     def __post_init__(self) -> None:
         for name, choices in (*_CHOICES.items(), ("backend", _BACKENDS)):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlx.core.dim import Dim, Shape, Size
-from rlx.core.dtype import i32
+from rlx.core.dtype import DType, f32, i32
 from rlx.core.graph import AttrValue, Graph, GraphBuilder, Location, Node, Value
 from rlx.core.rewrite import eliminate_dead
 from rlx.core.type import TensorType
@@ -50,25 +50,28 @@ class DerivedStep:
         graph: the step program.
         layers: the caches `k_cache.i` and `v_cache.i` of each attention layer, in order.
         page_size: positions per page.
+        cache_dtype: element type of the caches.
     """
 
     graph: Graph
     layers: tuple[LayerCache, ...]
     page_size: int
+    cache_dtype: DType = f32
 
     @property
     def bytes_per_page(self) -> int:
         """Bytes of one page in all layers, keys and values."""
-        return sum(2 * 4 * layer.num_kv_heads * layer.head_dim * self.page_size for layer in self.layers)
+        return sum(2 * self.cache_dtype.block_bytes * layer.num_kv_heads * layer.head_dim * self.page_size for layer in self.layers)
 
 
-def derive_step(graph: Graph, page_size: int = 32) -> DerivedStep:
+def derive_step(graph: Graph, page_size: int = 32, cache_dtype: DType = f32) -> DerivedStep:
     """The step program of a plain causal forward pass.
 
     Args:
         graph: one input `tokens`, an output `logits`, causal or sliding attention; other outputs (taps) stay and have
             a row for each of the T tokens.
         page_size: positions per page of the cache.
+        cache_dtype: element type of the cache: f32, f16 or bf16.
 
     Raises:
         FlowError: the flow cannot be stepped; the message names the node that stands in the way.
@@ -85,7 +88,7 @@ def derive_step(graph: Graph, page_size: int = 32) -> DerivedStep:
             expected="logits: f32[batch, seq, vocab]",
             fix="end the flow with .lm_head(...)",
         )
-    return _Derivation(graph, rows, page_size).run()
+    return _Derivation(graph, rows, page_size, cache_dtype).run()
 
 
 def needed_for_all(graph: Graph, rows: RowKinds) -> set[Value]:
@@ -103,8 +106,8 @@ class _Derivation:
     `full` has the plain values at all T tokens (or static), `few` those at the R logit rows; some are in both.
     """
 
-    def __init__(self, graph: Graph, rows: RowKinds, page_size: int) -> None:
-        self.graph, self.rows, self.page_size = graph, rows, page_size
+    def __init__(self, graph: Graph, rows: RowKinds, page_size: int, cache_dtype: DType) -> None:
+        self.graph, self.rows, self.page_size, self.cache_dtype = graph, rows, page_size, cache_dtype
         self.builder = GraphBuilder(f"{graph.name}_step")
         self.full: dict[Value, Value] = {rows.tokens: self.builder.input("tokens", TensorType(i32, (TOKENS,)))}
         self.few: dict[Value, Value] = {}
@@ -127,7 +130,7 @@ class _Derivation:
             self.builder.output(name, self.at_logit_rows(value, location) if few else self.full[value])
         for name, value in self.caches:
             self.builder.output(name, value)
-        return DerivedStep(self.builder.build(), tuple(self.layers), self.page_size)
+        return DerivedStep(self.builder.build(), tuple(self.layers), self.page_size, self.cache_dtype)
 
     def derive(self, node: Node, wide: set[Value]) -> None:
         """The node of the step program for a node of the plain one."""
@@ -177,11 +180,11 @@ class _Derivation:
         head_dim = head_dim // num_kv_heads if isinstance(head_dim, int) else refuse(node, "the width is symbolic")
         window = int_attr(node.attrs, "window") if node.attrs["mask"] == "sliding" else None
         names = [f"{half}_cache.{len(self.layers)}" for half in "kv"]
-        types = cache_types(PAGES, num_kv_heads, head_dim, self.page_size)
+        types = cache_types(PAGES, num_kv_heads, head_dim, self.page_size, self.cache_dtype)
         caches = [self.builder.input(name, type_) for name, type_ in zip(names, types, strict=True)]
         emit = Emitter(self.builder, node.location)
         index = (self.positions, self.sequences, self.page_table)
-        updated = emit.many("cache_append", *caches, k, v, *index)
+        updated = emit.many("cache_append", *caches, k, v, *index, dtype=self.cache_dtype)
         self.layers.append(LayerCache(num_kv_heads, head_dim, window))
         self.caches += zip(names, updated, strict=True)
         attrs = {name: node.attrs[name] for name in ("num_heads", "num_kv_heads", "scale", "softcap")}

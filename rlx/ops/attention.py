@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim, Size, bounds
-from rlx.core.dtype import f32, i32
+from rlx.core.dtype import DType, bf16, f16, f32, i32
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
 from rlx.errors import InputError, ShapeError
@@ -252,14 +252,20 @@ repeat_kv = register(
 # ---- the paged form, used by the step program ----
 
 
-def cache_types(pages: Size, num_kv_heads: int, head_dim: int, page_size: int) -> tuple[TensorType, TensorType]:
+CACHE_DTYPES = (f32, f16, bf16)
+"""Element types a KV cache may have."""
+
+
+def cache_types(
+    pages: Size, num_kv_heads: int, head_dim: int, page_size: int, dtype: DType = f32
+) -> tuple[TensorType, TensorType]:
     """Types of the key cache [pages, heads, head_dim, page_size] and value cache [pages, heads, page_size, head_dim].
 
     Keys lie transposed within a page, so that one vector holds the same dim of consecutive positions.
     """
     return (
-        TensorType(f32, (pages, num_kv_heads, head_dim, page_size)),
-        TensorType(f32, (pages, num_kv_heads, page_size, head_dim)),
+        TensorType(dtype, (pages, num_kv_heads, head_dim, page_size)),
+        TensorType(dtype, (pages, num_kv_heads, page_size, head_dim)),
     )
 
 
@@ -267,6 +273,8 @@ def _check_cache(k_cache: TensorType, v_cache: TensorType, index: Types) -> tupl
     sizes = [static_axis(k_cache, axis, "a cache axis") for axis in (1, 2, 3)]
     if v_cache.shape != (k_cache.shape[0], sizes[0], sizes[2], sizes[1]):
         raise ShapeError("key and value cache do not fit", found=f"{k_cache} and {v_cache}")
+    if k_cache.dtype != v_cache.dtype or k_cache.dtype not in CACHE_DTYPES:
+        raise ShapeError("a cache has another dtype", found=f"{k_cache.dtype}", expected="f32, f16 or bf16, both alike")
     positions, sequences, page_table = index
     if any(type_.dtype != i32 for type_ in index) or positions != sequences or page_table.rank != 2:
         raise ShapeError("positions and sequences are i32[tokens], page_table i32[sequences, pages]")
@@ -279,6 +287,8 @@ def _infer_cache_append(types: Types, attrs: Attrs) -> Types:
     heads, head_dim, _ = _check_cache(k_cache, v_cache, types[4:])
     if k != TensorType(f32, (types[4].shape[0], heads * head_dim)) or v != k:
         raise ShapeError("k and v have to be f32[tokens, kv_heads*head_dim]", found=f"{k} and {v}")
+    if attrs["dtype"] != k_cache.dtype:
+        raise ShapeError("dtype has to be that of the caches", found=f"{attrs['dtype']}", expected=f"{k_cache.dtype}")
     return (k_cache, v_cache)
 
 
@@ -290,9 +300,18 @@ def _reference_cache_append(inputs: tuple[Array, ...], attrs: Mapping[str, Any])
     check_index(positions, page_table.shape[1] * page_size, "a position")
     check_index(page_table[sequences, positions // page_size], len(k_cache), "a page")
     pages, slots = page_table[sequences, positions // page_size], positions % page_size
-    k_cache[pages, :, :, slots] = k.reshape(len(positions), *k_cache.shape[1:3])
-    v_cache[pages, :, slots, :] = v.reshape(len(positions), *k_cache.shape[1:3])
+    k, v = (_as_stored(x, attrs["dtype"]).reshape(len(positions), *k_cache.shape[1:3]) for x in (k, v))
+    k_cache[pages, :, :, slots], v_cache[pages, :, slots, :] = k, v
     return (k_cache, v_cache)
+
+
+def _as_stored(x: Array, dtype: DType) -> Array:
+    """Rounded to the elements of the cache."""
+    if dtype == f32:
+        return x
+    from rlx.core.storage import decode, encode
+
+    return decode(dtype, encode(dtype, np.ascontiguousarray(x, np.float32)), x.shape).astype(x.dtype)
 
 
 def _paged_index(rows: int) -> dict[int, Any]:
@@ -304,16 +323,20 @@ def _paged_index(rows: int) -> dict[int, Any]:
     }
 
 
-def _paged_sample_parts(kv_heads: int, head_dim: int) -> tuple[Types, Types]:
+def _paged_sample_parts(kv_heads: int, head_dim: int, dtype: DType = f32) -> tuple[Types, Types]:
     index = (TensorType(i32, (SEQ,)), TensorType(i32, (SEQ,)), TensorType(i32, (3, 2)))
-    return cache_types(6, kv_heads, head_dim, 16), index
+    return cache_types(6, kv_heads, head_dim, 16, dtype), index
 
 
 def _cache_append_samples() -> Sequence[Sample]:
-    caches, index = _paged_sample_parts(2, 16)
     kv = TensorType(f32, (SEQ, 32))
     arrays = {4 + 3 + key: make for key, make in _paged_index(9).items()}
-    return (Sample("ragged", (*caches, kv, kv, *index), {}, {"seq": 7}, arrays=arrays),)
+    cases: list[Sample] = []
+    for dtype in CACHE_DTYPES:
+        caches, index = _paged_sample_parts(2, 16, dtype)
+        types = (*caches, kv, kv, *index)
+        cases.append(Sample(f"ragged_{dtype}", types, {"dtype": dtype}, {"seq": 7}, arrays=arrays))
+    return cases
 
 
 cache_append = register(
@@ -324,6 +347,7 @@ cache_append = register(
         _reference_cache_append,
         Missing("primitive"),
         _cache_append_samples,
+        (Attribute("dtype", "element type of the caches: f32, f16 or bf16", f32),),
     )
 )
 
@@ -353,14 +377,15 @@ def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, An
 
 
 def _paged_attention_samples() -> Sequence[Sample]:
-    def case(name: str, **attrs: Any) -> Sample:
-        caches, index = _paged_sample_parts(2, 32)
+    def case(name: str, dtype: DType = f32, **attrs: Any) -> Sample:
+        caches, index = _paged_sample_parts(2, 32, dtype)
         arrays = {3 + 3 + key: make for key, make in _paged_index(9).items()}
         complete = {"num_heads": 6, "num_kv_heads": 2, "scale": 0.2, **attrs}
         types = (TensorType(f32, (SEQ, 6 * 32)), *caches, *index)
         return Sample(name, types, complete, {"seq": 7}, arrays=arrays, tolerance=1e-5)
 
-    return (case("causal"), case("window", window=5), case("softcap", softcap=1.5))
+    plain = (case("causal"), case("window", window=5), case("softcap", softcap=1.5))
+    return (*plain, case("f16", f16), case("bf16", bf16))
 
 
 paged_attention = register(

@@ -126,7 +126,7 @@ def start_session(
     chosen = merged_profile(profile, precision, target)
     if chosen.backend != "cpu":
         raise OptionError("only the cpu backend runs a session", found=chosen.backend, fix="use rlx.compile instead")
-    derived = derive_step(flow.build(weights, chosen), chosen.page_size)
+    derived = derive_step(flow.build(weights, chosen), chosen.page_size, chosen.cache_dtype)
     _, _, module = _cpu_module(derived.graph, weights, chosen, threads)
     if num_pages is None:
         per_context = -(-context // derived.page_size)

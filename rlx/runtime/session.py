@@ -42,7 +42,8 @@ class Session:
         self._memory: dict[int, NDArray[Any]] = {}
         for name, value in derived.graph.inputs:
             if name.startswith(("k_cache.", "v_cache.")) and name in self._inputs:
-                self._memory[self._inputs[name]] = np.zeros(concrete_shape(value.type, {"N": num_pages}), np.float32)
+                shape = concrete_shape(value.type, {"N": num_pages})
+                self._memory[self._inputs[name]] = np.zeros(shape, value.type.dtype.numpy)
         self._is_closed = False
 
     @property

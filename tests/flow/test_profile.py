@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlx.core.dtype import bf16, f16, f32
 from rlx.errors import ModelNotFoundError, OptionError
 from rlx.flow import FlowCtx, FlowValue, ModelFlow, Profile
 
@@ -52,3 +53,10 @@ def test_blocks_see_the_profile() -> None:
 
     ModelFlow("look").input("x", (2, 3)).stage(Look()).build(profile=Profile(page_size=8))
     assert seen == [Profile(page_size=8)]
+
+
+def test_the_kv_cache_follows_the_precision_unless_it_is_named() -> None:
+    assert [Profile(precision=precision).cache_dtype for precision in ("fast", "exact")] == [f16, f32]
+    assert Profile(precision="exact", kv_cache="bf16").cache_dtype == bf16
+    with pytest.raises(OptionError, match="kv_cache"):
+        Profile(kv_cache="q9")

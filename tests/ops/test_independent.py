@@ -94,7 +94,7 @@ def test_paged_attention_is_the_loop_over_positions(sample: str) -> None:
 
 
 def test_cache_append_writes_each_token_to_its_page_and_nothing_else() -> None:
-    (k_cache, v_cache, k, v, positions, sequences, table), _, (keys, values) = run("cache_append", "ragged")
+    (k_cache, v_cache, k, v, positions, sequences, table), _, (keys, values) = run("cache_append", "ragged_f32")
     _, heads, dim, page_size = k_cache.shape
     expected_keys, expected_values = k_cache.copy(), v_cache.copy()
     for row in range(len(positions)):

@@ -426,6 +426,30 @@ class Emit:
         infinite = magnitude | (0xFF << 23)
         return (self.select(special, infinite, scaled) | sign).bitcast(vec(F32, lanes))
 
+    def float_to_half(self, value: Val) -> Val:
+        """Float32 to IEEE half (as i16 lanes), rounded to nearest even."""
+        lanes = value.type.count if isinstance(value.type, ir.VectorType) else 1
+        if self.target.f16c or not self.target.triple.startswith("x86"):
+            return value.fptrunc(F16).bitcast(vec(I16, lanes))
+        bits = value.bitcast(vec(I32, lanes))
+        sign, magnitude = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
+        normal = (magnitude + 0xFFF + ((magnitude >> 13) & 1) - (112 << 23)) >> 13
+        # adding 0.5 leaves the sum in units of 2^-24, which is what a subnormal half counts in
+        half = 0x3F000000
+        tiny = (magnitude.bitcast(value.type) + 0.5).bitcast(bits.type) - half
+        result = self.select(magnitude < 0x38800000, tiny, normal)
+        result = self.select(magnitude >= 0x477FF000, self.like(0x7C00, bits), result)
+        result = self.select(magnitude > 0x7F800000, self.like(0x7E00, bits), result)
+        return (result | sign).trunc(I16)
+
+    def float_to_bf16(self, value: Val) -> Val:
+        """Float32 to bfloat16 (as i16 lanes), rounded to nearest even; not-a-number stays one."""
+        lanes = value.type.count if isinstance(value.type, ir.VectorType) else 1
+        bits = value.bitcast(vec(I32, lanes))
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        broken = (bits & 0x7FFFFFFF) > 0x7F800000
+        return self.select(broken, (bits >> 16) | 64, rounded).trunc(I16)
+
     def bf16_to_float(self, bits: Val) -> Val:
         """bfloat16 (as i16 lanes) to float32."""
         lanes = bits.type.count if isinstance(bits.type, ir.VectorType) else 1

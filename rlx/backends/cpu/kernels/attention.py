@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rlx.core.backend import KernelPlan
 from rlx.backends.cpu import vmath
-from rlx.backends.cpu.emit import F32, I32, I64, LANES, VF, Val, Var, vec
+from rlx.backends.cpu.emit import F32, I16, I32, I64, LANES, VF, Emit, Val, Var, vec
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.graph import Node
@@ -34,7 +34,12 @@ def _cache_sizes(node: Node, first: int) -> tuple[int, int, int]:
 def _plan_append(node: Node, target: Target) -> KernelPlan:
     heads, head_dim, page = _cache_sizes(node, 0)
     tokens, table = node.inputs[4].type, node.inputs[6].type
-    config: dict[str, Setting] = {"kv_heads": heads, "head_dim": head_dim, "page": page}
+    config: dict[str, Setting] = {
+        "kv_heads": heads,
+        "head_dim": head_dim,
+        "page": page,
+        "cache": str(node.inputs[0].type.dtype),
+    }
     sizes = (*table.shape, node.inputs[0].type.shape[0])
     return KernelPlan("rows", config, sizes, tokens.shape[0], {}, {0: 0, 1: 1})
 
@@ -45,7 +50,7 @@ def build_append(body: Body, config: Mapping[str, Setting]) -> None:
     e = body.e
     heads, head_dim, page = (int(config[name]) for name in ("kv_heads", "head_dim", "page"))
     k_cache, v_cache, k, v, positions, sequences, table = (body.buffer(i) for i in range(7))
-    width = heads * head_dim
+    width, cache = heads * head_dim, str(config["cache"])
     with e.loop(body.begin, body.end) as row:
         position = body.checked_index(e.load(positions, I32, row).sext(I64), body.size(1) * page)
         entry = _table_entry(body, e.load(sequences, I32, row).sext(I64), position // page)
@@ -55,8 +60,22 @@ def build_append(body: Body, config: Mapping[str, Setting]) -> None:
             source = row * width + head * head_dim
             target = base + head * (head_dim * page)
             with e.loop(0, head_dim) as d:
-                e.store(e.load(k, F32, source + d), k_cache, target + d * page + slot)
-                e.store(e.load(v, F32, source + d), v_cache, target + slot * head_dim + d)
+                e.store(_to_cache(e, e.load(k, F32, source + d), cache), k_cache, target + d * page + slot)
+                e.store(_to_cache(e, e.load(v, F32, source + d), cache), v_cache, target + slot * head_dim + d)
+
+
+def _to_cache(e: Emit, value: Val, cache: str) -> Val:
+    if cache == "f32":
+        return value
+    return e.float_to_half(value) if cache == "f16" else e.float_to_bf16(value)
+
+
+def _from_cache(e: Emit, cache: str, address: Val, lanes: int, index: Val) -> Val:
+    """`lanes` elements of a cache as float32."""
+    if cache == "f32":
+        return e.load(address, vec(F32, lanes), index, F32)
+    bits = e.load(address, vec(I16, lanes), index, I16)
+    return e.half_to_float(bits) if cache == "f16" else e.bf16_to_float(bits)
 
 
 def _table_entry(body: Body, sequence: Val, page: Val) -> Val:
@@ -76,6 +95,7 @@ def _plan_attention(node: Node, target: Target) -> KernelPlan:
         "scale": float_attr(node.attrs, "scale"),
         "softcap": cap if cap is not None else 0.0,
         "window": window if isinstance(window, int) else 0,
+        "cache": str(node.inputs[1].type.dtype),
     }
     tokens, table = node.inputs[3].type, node.inputs[5].type
     sizes = (*table.shape, node.inputs[1].type.shape[0], tokens.shape[0])
@@ -126,6 +146,7 @@ class _Frame:
         self.heads, self.kv_heads, self.head_dim, self.page, self.window = (
             int(config[name]) for name in ("heads", "kv_heads", "head_dim", "page", "window")
         )
+        self.cache = str(config["cache"])
         self.scale, self.softcap = float(config["scale"]), float(config["softcap"])
         self.q, self.k, self.v, self.positions, self.sequences, self.table, self.out = (
             body.buffer(i) for i in range(7)
@@ -206,7 +227,7 @@ def _page_address(frame: _Frame, cache: Val, kv_head: Val, sequence: Val, logica
     e = frame.e
     entry = _table_entry(frame.body, sequence, logical)
     physical = frame.body.checked_index(e.load(frame.table, I32, entry).sext(I64), frame.cache_pages)
-    return e.at(cache, (physical * frame.kv_heads + kv_head) * (frame.head_dim * frame.page), F32)
+    return e.at(cache, (physical * frame.kv_heads + kv_head) * (frame.head_dim * frame.page), I16 if frame.cache != "f32" else F32)
 
 
 def _row(frame: _Frame, kv_head: Val, entry: Val) -> _Row:
@@ -234,7 +255,7 @@ def _scores(
         keys = _page_address(frame, frame.k, kv_head, sequence, logical)
         sums = [[e.var(0.0, VF) for _ in range(vectors)] for _ in rows]
         with e.loop(0, frame.head_dim) as d:
-            loaded = [e.load(keys, VF, d * frame.page + v * LANES) for v in range(vectors)]
+            loaded = [_from_cache(e, frame.cache, keys, LANES, d * frame.page + v * LANES) for v in range(vectors)]
             for row, totals in zip(rows, sums, strict=True):
                 query = e.splat(e.load(row.query, F32, d))
                 for key, total in zip(loaded, totals, strict=True):
@@ -305,7 +326,7 @@ def _accumulate(frame: _Frame, count: int, values: Val, first: Val) -> None:
         ]
         with e.loop(0, frame.page) as key:
             loaded = [
-                e.load(values, vec(F32, width), key * frame.head_dim + offset, F32)
+                _from_cache(e, frame.cache, values, width, key * frame.head_dim + offset)
                 for offset, width in zip(offsets, lanes, strict=True)
             ]
             for r in range(count):
