@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rlx.flow.weights import DictWeights
     from rlx.runtime.executable import Executable
     from rlx.runtime.generate import GenerationResult
-    from rlx.runtime.load import compile, load  # noqa: A004
+    from rlx.runtime.load import compile, load
     from rlx.runtime.model import Model
     from rlx.runtime.sampler import SamplingOptions
 

@@ -100,7 +100,7 @@ def to_text(stage: Graph | Program) -> str:
 
 
 def level_of(graph: Graph) -> str:
-    """"hir", or "mir" for a graph with ops that only exist there."""
+    """ "hir", or "mir" for a graph with ops that only exist there."""
     return "hir" if all(HIR in lookup(node.op).levels for node in graph.nodes) else "mir"
 
 

@@ -61,7 +61,10 @@ class DerivedStep:
     @property
     def bytes_per_page(self) -> int:
         """Bytes of one page in all layers, keys and values."""
-        return sum(2 * self.cache_dtype.block_bytes * layer.num_kv_heads * layer.head_dim * self.page_size for layer in self.layers)
+        return sum(
+            2 * self.cache_dtype.block_bytes * layer.num_kv_heads * layer.head_dim * self.page_size
+            for layer in self.layers
+        )
 
 
 def derive_step(graph: Graph, page_size: int = 32, cache_dtype: DType = f32) -> DerivedStep:

@@ -5,6 +5,8 @@ A reshape is another name for the same buffer. An in-place result (a KV cache) t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rlx.core.backend import Backend, KernelPlan
 from rlx.core.graph import Graph, Node, Value
 from rlx.errors import VerifyError
@@ -92,6 +94,7 @@ class _Lowering:
             raise VerifyError(f"{node.op} updates a weight or constant in place", where=str(node.location))
         if self.last_use[original] != index or sum(self._original(value) is original for value in node.inputs) > 1:
             raise VerifyError(f"{node.op} updates a value in place that is read later", where=str(node.location))
+        self.buffers[buffer] = replace(self.buffers[buffer], updated=self.buffers[buffer].kind == "input")
         return buffer
 
     def _operand(self, value: Value, layout: str) -> int:

@@ -39,7 +39,8 @@ class Kernel:
 class Buffer:
     """Memory of one of `BUFFER_KINDS`.
 
-    Weights have a key (as `name`) and a packing layout, constants their values, inputs and outputs a name.
+    Weights have a key (as `name`) and a packing layout, constants their values, inputs and outputs a name. An input is
+    `updated` if a step writes to it.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Buffer:
     name: str = ""
     layout: str = ""
     values: tuple[float, ...] = ()
+    updated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

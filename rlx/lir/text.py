@@ -46,11 +46,13 @@ def _print_buffer(buffer: Buffer) -> str:
     parts = [buffer.kind]
     if buffer.name:
         parts.append(json.dumps(buffer.name))
-    attrs: dict[str, str | tuple[float, ...]] = {}
+    attrs: dict[str, str | bool | tuple[float, ...]] = {}
     if buffer.layout:
         attrs["layout"] = buffer.layout
     if buffer.values:
         attrs["values"] = buffer.values
+    if buffer.updated:
+        attrs["updated"] = True
     if attrs:
         parts.append(print_attrs(attrs))
     return " ".join([*parts, ":", str(buffer.type)])
@@ -77,8 +79,10 @@ def parse_program(text: str) -> Program:
         if match := re.fullmatch(r"dim (\w+) in (\d+)\.\.(\d+)", line):
             symbols[match[1]] = Symbol(match[1], int(match[2]), int(match[3]))
         elif match := re.fullmatch(r"kernel k(\d+) = (\w+)\.(\w+)(.*)", line):
+            _check_number(match[1], len(kernels), where)
             kernels.append(Kernel(match[2], match[3], _parse_config(Cursor(match[4], where, symbols))))
         elif match := re.fullmatch(r"buffer b(\d+) = (.+)", line):
+            _check_number(match[1], len(buffers), where)
             buffers.append(_parse_buffer(Cursor(match[2], where, symbols)))
         elif line.startswith("step "):
             steps.append(_parse_step(Cursor(line.removeprefix("step "), where, symbols)))
@@ -91,6 +95,11 @@ def parse_program(text: str) -> Program:
     program = Program(head[1], tuple(outputs), tuple(kernels), tuple(buffers), tuple(steps), tuple(slots))
     _check_indices(program)
     return program
+
+
+def _check_number(number: str, expected: int, where: str) -> None:
+    if number != str(expected):
+        raise ParseError("kernels and buffers are numbered in order", where=where, found=number, expected=expected)
 
 
 def _check_indices(program: Program) -> None:
@@ -112,6 +121,7 @@ def _parse_config(cursor: Cursor) -> tuple[tuple[str, int | float | str | bool],
         if not isinstance(value, (int, float, str)):
             raise ParseError(f"{name} is no setting of a kernel", where=cursor.where, found=print_attr(value))
         config.append((name, value))
+    cursor.end()
     return tuple(config)
 
 
@@ -121,14 +131,16 @@ def _parse_buffer(cursor: Cursor) -> Buffer:
         raise ParseError(
             "unknown kind of buffer", where=cursor.where, found=repr(kind), expected=", ".join(BUFFER_KINDS)
         )
-    name = str(json.loads(cursor.take())) if cursor.peek().startswith('"') else ""
+    name = cursor.string() if cursor.peek().startswith('"') else ""
     attrs = cursor.attrs()
     cursor.take(":")
     values = attrs.get("values", ())
     numbers = [float(v) for v in values if isinstance(v, (int, float))] if isinstance(values, tuple) else []
     if not isinstance(values, tuple) or len(numbers) != len(values):
         raise ParseError("the values of a constant are numbers", where=cursor.where, found=print_attr(values))
-    return Buffer(kind, cursor.type(), name, str(attrs.get("layout", "")), tuple(numbers))
+    type_ = cursor.type()
+    cursor.end()
+    return Buffer(kind, type_, name, str(attrs.get("layout", "")), tuple(numbers), attrs.get("updated") is True)
 
 
 def _parse_step(cursor: Cursor) -> Step:
@@ -143,6 +155,7 @@ def _parse_step(cursor: Cursor) -> Step:
     location = UNKNOWN
     if cursor.accept("loc"):
         cursor.take("(")
-        path, _, source, _ = cursor.take(), cursor.take(","), cursor.take(), cursor.take(")")
-        location = Location(str(json.loads(path)), str(json.loads(source)))
+        path, _, source, _ = cursor.string(), cursor.take(","), cursor.string(), cursor.take(")")
+        location = Location(path, source)
+    cursor.end()
     return Step(kernel, buffers, sizes, units, location)

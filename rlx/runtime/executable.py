@@ -1,8 +1,8 @@
 """`Executable`: a compiled program that is called with arrays and gives arrays.
 
-    exe = rlx.compile(graph)
-    exe(x=array)["y"]
-    exe.text["mir"]
+exe = rlx.compile(graph)
+exe(x=array)["y"]
+exe.text["mir"]
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class Executable:
         self.graph, self.program, self.module = graph, program, module
         self.text = StageTexts(stages, program, module.target)
         self._inputs = dict(program.inputs)
-        written = {buffer for _, buffer in program.outputs}
-        self._updated = {name for name, buffer in program.inputs if buffer in written}
+        self._updated = {name for name, buffer in program.inputs if program.buffers[buffer].updated}
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         """Run it.
@@ -79,9 +78,7 @@ class Executable:
             if buffer not in memory and self.program.buffers[buffer].kind == "output":
                 memory[buffer] = empty(self.program.buffers[buffer], dims)
         self.module.run(dims, memory)
-        return {
-            name: self._result(name, buffer, dims, memory) for name, buffer in self.program.outputs
-        }
+        return {name: self._result(name, buffer, dims, memory) for name, buffer in self.program.outputs}
 
     def _result(self, name: str, buffer: int, dims: Mapping[str, int], memory: Mapping[int, Array]) -> Array:
         value = dict(self.graph.outputs)[name]
@@ -122,5 +119,3 @@ class Interpreted:
 def empty(buffer: Buffer, dims: Mapping[str, int]) -> Array:
     """An uninitialised array for a buffer."""
     return np.empty(numpy_shape(buffer.type, concrete_shape(buffer.type, dims)), buffer.type.dtype.numpy)
-
-

@@ -75,9 +75,7 @@ def load(
     # building a tokenizer takes as long as packing the weights, and both leave the interpreter to others
     with ThreadPoolExecutor(1, thread_name_prefix="rlx-tokenizer") as executor:
         text_side = executor.submit(_text_side, checkpoint)
-        session = start_session(
-            recipe.flow, recipe.weights, recipe.vocab_size, length, profile=chosen, threads=threads
-        )
+        session = start_session(recipe.flow, recipe.weights, recipe.vocab_size, length, profile=chosen, threads=threads)
         try:
             tokenizer, template = text_side.result()
         except BaseException:
@@ -135,7 +133,7 @@ def start_session(
     return Session(derived, module, vocab_size, num_pages, context)
 
 
-def compile(  # noqa: A001 - the public name is rlx.compile
+def compile(
     source: Graph | ModelFlow,
     weights: WeightSource | Mapping[str, Any] | None = None,
     *,
@@ -185,7 +183,10 @@ def _cpu_module(
     stages.write_code("llvm.ll", lambda: emit_module(program.kernels, target))
     stages.write_code("asm.s", lambda: assembly(program.kernels, target))
     cache = environment.cache_dir if environment.object_cache else None
-    return program, stages, CpuModule(program, weights, target, checked_threads(threads), cache)
+    module = CpuModule(
+        program, weights, target, checked_threads(threads), cache, cache_limit=environment.cache_limit
+    )
+    return program, stages, module
 
 
 def merged_profile(profile: Profile | str | Path | None, precision: str | None, target: str | None) -> Profile:

@@ -110,7 +110,9 @@ class Session:
 def _checked(name: str, array: Ints, rank: int, limit: int, meaning: str) -> Ints:
     if array.dtype != np.int32 or array.ndim != rank:
         raise InputError(
-            f"{name} has another dtype or rank", found=f"{array.dtype}, {array.ndim} axes", expected=f"int32, {rank} axes"
+            f"{name} has another dtype or rank",
+            found=f"{array.dtype}, {array.ndim} axes",
+            expected=f"int32, {rank} axes",
         )
     if array.size and (int(array.min()) < 0 or int(array.max()) >= limit):
         bad = array[(array < 0) | (array >= limit)].flat[0]

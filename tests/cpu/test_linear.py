@@ -90,7 +90,7 @@ def integer_parts(name: str, raw: NDArray[np.uint8], out: int) -> tuple[Array, A
 
 
 def integer_formula(name: str, raw: NDArray[np.uint8], x: NDArray[np.uint8], out: int) -> tuple[Array, Array]:
-    """The product in float64 and the sum of the magnitudes of its terms; `x` has one int8 term for a block, or several."""
+    """The product in float64 and the sum of the magnitudes of its terms; `x` has one or more int8 terms for a block."""
     quants, scale, minimum = integer_parts(name, raw, out)
     blocks = x.reshape(len(x), scale.shape[1], -1, q8_act.block_bytes)
     values = blocks[..., :32].view(np.int8).astype(np.int64)

@@ -145,6 +145,7 @@ def test_layers_share_their_kernels(tmp_path: Path) -> None:
         flow = ModelFlow("deep").input("tokens", (batch, seq), i32).token_embed("e")
         flow.repeat_layers(count, lambda i: RmsNormStage(f"norm.{i}", 1e-5))
         exe = rlx.compile(flow, weights)
+        assert isinstance(exe, rlx.Executable)
         exe.close()
         return len(exe.program.kernels)
 

@@ -54,6 +54,7 @@ def test_an_in_place_result_has_the_buffer_of_its_operand() -> None:
     assert program.inputs[:2] == (("k", 0), ("v", 1))
     (step,) = program.steps
     assert len(step.buffers) == 7
+    assert [buffer.name for buffer in program.buffers if buffer.updated] == ["k", "v"]
 
 
 def test_a_chain_of_updates_and_a_computed_cache_are_allowed() -> None:

@@ -40,7 +40,7 @@ def test_every_kind_of_buffer_setting_and_name_comes_back() -> None:
         (("y", 1), ("z-1", 0)),
         (Kernel("op", "variant", (("a", True), ("b", -3), ("c", float("inf")), ("d", 'text "quoted", {x} = [1]'))),),
         (
-            Buffer("input", tensor(f32, n, 3), "x"),
+            Buffer("input", tensor(f32, n, 3), "x", updated=True),
             Buffer("arena", tensor(f32, 2 * n + 1)),
             Buffer("constant", tensor(f32, 3), values=(0.1, float("-inf"), -0.0)),
             Buffer("weight", tensor(f32, 4, 4), 'layers.0."w" {}', "rows16"),
@@ -79,6 +79,11 @@ def test_damaged_text_gives_a_parse_error_or_a_program(data: st.DataObject) -> N
         ("  buffer b1 = heap : f32[3]", "unknown kind"),
         ('  buffer b1 = constant {values=["a"]} : f32[1]', "are numbers"),
         ("  kernel k1 = op.other {a=none}", "no setting"),
+        ("  kernel k2 = op.other", "numbered in order"),
+        ("  buffer b0 = arena : f32[3]", "numbered in order"),
+        ("  buffer b1 = arena : f32[3] f32", "after the end"),
+        ('  buffer b1 = input "\\q" : f32[3]', "quoted string"),
+        ("  step k0(b0) sizes [] units 1 more", "after the end"),
     ],
 )
 def test_a_bad_line_is_named(line: str, message: str) -> None:

@@ -1,7 +1,7 @@
 """Worker threads: Python threads that spend their life in native code (`native.py`) and sleep on a lock when idle.
 
-A pool belongs to one loaded module. A run is one native call; it takes whichever workers are awake, so a worker that the
-system has put aside never holds it up, and an interrupt between two calls leaves nothing waiting.
+A pool belongs to one loaded module. A run is one native call; it takes whichever workers are awake, so a worker that
+the system has put aside never holds it up, and an interrupt between two calls leaves nothing waiting.
 """
 
 from __future__ import annotations

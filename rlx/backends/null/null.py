@@ -38,9 +38,7 @@ class NullBackend:
         """False: nothing is gained where nothing is computed."""
         return False
 
-    def run_graph(
-        self, graph: Graph, inputs: Mapping[str, NDArray[Any]], level: str = MIR
-    ) -> dict[str, NDArray[Any]]:
+    def run_graph(self, graph: Graph, inputs: Mapping[str, NDArray[Any]], level: str = MIR) -> dict[str, NDArray[Any]]:
         """Check the graph and its inputs and give zeros.
 
         Args:

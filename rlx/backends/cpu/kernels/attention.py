@@ -2,9 +2,9 @@
 
 A unit is one query row of one head. Rows of one sequence that read the same KV head are taken four at a time, so that a
 page is read once for them; what a row computes does not depend on its neighbours. Blocks of 128 positions are walked in
-order, and a block is reduced in one order (dims in order for the scores, 16 lanes along the block and a fixed tree for the
-sum, keys in order for the values), so the bits do not depend on the chunking of a prompt, on the batch or on the threads.
-Source of the recurrence: Milakov and Gimelshein 2018.
+order, and a block is reduced in one order (dims in order for the scores, 16 lanes along the block and a fixed tree for
+the sum, keys in order for the values), so the bits do not depend on the chunking of a prompt, on the batch or on the
+threads. Source of the recurrence: Milakov and Gimelshein 2018.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlx.core.backend import KernelPlan
 from rlx.backends.cpu import vmath
 from rlx.backends.cpu.emit import F32, I16, I32, I64, LANES, VF, Emit, Val, Var, vec
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.target import Target
+from rlx.core.backend import KernelPlan
 from rlx.core.graph import Node
 from rlx.ops.op import float_attr, int_attr, optional_float, static_axis
 
@@ -107,9 +107,18 @@ def _attention_why_not(node: Node, target: Target) -> str | None:
     return f"a page has to be whole vectors of {LANES} positions, not {page}" if page % LANES else None
 
 
-@kernel("paged_attention", "online", help="online softmax, four rows at a time", when=_attention_why_not, plan=_plan_attention)
+@kernel(
+    "paged_attention",
+    "online",
+    help="online softmax, four rows at a time",
+    when=_attention_why_not,
+    plan=_plan_attention,
+)
 def build_attention(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: q, k_cache, v_cache, positions, sequences, page_table, out; sizes sequences, table pages, cache pages, tokens."""
+    """Buffers: q, k_cache, v_cache, positions, sequences, page_table, out.
+
+    Sizes: sequences, pages of the table, pages of the cache, tokens.
+    """
     e = body.e
     frame = _Frame(body, config)
     unit = e.var(body.begin)
@@ -131,7 +140,7 @@ def build_attention(body: Body, config: Mapping[str, Setting]) -> None:
 
 
 def _follows(frame: _Frame, entry: Val, first: Val) -> Val:
-    """Whether an entry belongs into the tile that starts at `first`: its sequence, and a position not before the last."""
+    """Whether an entry belongs into the tile that starts at `first`: same sequence, positions ascending."""
     e = frame.e
     row, start, before = entry // frame.group, first // frame.group, e.maximum(entry - 1, first) // frame.group
     later = e.load(frame.positions, I32, row) > e.load(frame.positions, I32, before)
@@ -227,7 +236,11 @@ def _page_address(frame: _Frame, cache: Val, kv_head: Val, sequence: Val, logica
     e = frame.e
     entry = _table_entry(frame.body, sequence, logical)
     physical = frame.body.checked_index(e.load(frame.table, I32, entry).sext(I64), frame.cache_pages)
-    return e.at(cache, (physical * frame.kv_heads + kv_head) * (frame.head_dim * frame.page), I16 if frame.cache != "f32" else F32)
+    return e.at(
+        cache,
+        (physical * frame.kv_heads + kv_head) * (frame.head_dim * frame.page),
+        I16 if frame.cache != "f32" else F32,
+    )
 
 
 def _row(frame: _Frame, kv_head: Val, entry: Val) -> _Row:
@@ -340,5 +353,3 @@ def _accumulate(frame: _Frame, count: int, values: Val, first: Val) -> None:
 
 def _lanes(value: Val) -> int:
     return int(value.type.count) if hasattr(value.type, "count") else 1
-
-

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlx.core.backend import KernelPlan
 from rlx.backends.cpu.emit import F32, I1, I8, I32, LANES, Emit, Val, ir, vec
 from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
 from rlx.backends.cpu.kernels.store import QUANTISED_BLOCK, QUANTISED_BYTES, store_quantised
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.vmath import SCALAR_EMITTERS
+from rlx.core.backend import KernelPlan
 from rlx.core.dim import Shape, Size, divide_exact, product
 from rlx.core.dtype import ACTIVATION_TERMS, DType
 from rlx.core.graph import Node
@@ -75,7 +75,7 @@ def _blocks(type_: TensorType) -> int:
 
 
 def _chunks(count: Size) -> Size:
-    """Vectors needed. Where a symbolic count cannot be divided there are more units than needed, and the last are empty."""
+    """Vectors needed. A symbolic count that cannot be divided gives more units than needed; the last are empty."""
     if isinstance(count, int):
         return -(-count // LANES)
     exact = divide_exact(count, LANES)
@@ -117,7 +117,9 @@ class _Loader:
             for pointer, (dtype, kind) in zip(self.pointers, self.operands, strict=True)
         ]
 
-    def _load(self, pointer: Val, element: object, dtype: str, kind: str, column: Val, base: Val, mask: Val | None) -> Val:
+    def _load(
+        self, pointer: Val, element: object, dtype: str, kind: str, column: Val, base: Val, mask: Val | None
+    ) -> Val:
         e = self.e
         if kind in (ONE, COLUMN):
             index = self.row if kind == COLUMN and self.row is not None else e.i64(0)
