@@ -1,7 +1,7 @@
 """A program in memory: loaded code, packed weights, the arena, and the step table that one native call runs.
 
-Coming in: an LIR program, the weights, a target, a number of threads. Going out: `CpuModule.run`. Sizes and addresses of
-a call are computed with a few NumPy operations; nothing is done per op in Python.
+Coming in: an LIR program, the weights, a target, a number of threads. Going out: `CpuModule.run`. Sizes and addresses
+of a call are computed with a few NumPy operations; nothing is done per op in Python.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class WeightFormat:
 
 
 def pack_rows16(dtype: DType, raw: Bytes, shape: tuple[int, ...]) -> Bytes:
-    """A weight [rows, k], or a vector [k], as the file has it, in the layout; missing rows of the last group are zero."""
+    """A weight [rows, k] or a vector [k] as the file has it, in the layout; missing rows of a group are zero."""
     rows = shape[0] if len(shape) > 1 else 1
     matrix = raw.reshape(rows, -1)
     if rows % LANES:

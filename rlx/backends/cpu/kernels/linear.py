@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from rlx.core.backend import KernelPlan
 from rlx.backends.cpu.emit import F32, I32, LANES, VF, VI, Emit, Val
 from rlx.backends.cpu.kernels.formats import FORMATS, WeightFormat
 from rlx.backends.cpu.kernels.registry import Body, Setting, When, kernel
 from rlx.backends.cpu.target import Target
+from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
 from rlx.core.dtype import ACTIVATION_TERMS, f32, q8_act
 from rlx.core.graph import Node
