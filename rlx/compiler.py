@@ -23,6 +23,7 @@ from rlx.core.text import print_graph
 from rlx.core.verify import verify
 from rlx.errors import CompileError, RlxError, StorageError
 from rlx.lir.lower import lower
+from rlx.lir.overlap_steps import overlap_steps
 from rlx.lir.plan_memory import plan_memory
 from rlx.lir.program import Program
 from rlx.lir.text import print_program
@@ -127,5 +128,7 @@ def compile_graph(
         mir = stages.run("fuse_quantize", "mir", mir, lambda g: fuse_quantize(g, backend))
     mir = stages.run("simplify", "mir", mir, lambda g: eliminate_dead(merge_common(g)))
     program = stages.run("lower", "lir", mir, lambda g: lower(g, backend))
+    if fusion:
+        program = stages.keep("overlap_steps", "lir", overlap_steps(program))
     program = stages.keep("plan_memory", "lir", plan_memory(program))
     return program, stages

@@ -1,4 +1,4 @@
-"""MIR graph -> LIR program: each node becomes a kernel call on buffers. Next: `plan_memory.py`.
+"""MIR graph -> LIR program: each node becomes a kernel call on buffers. Next: `overlap_steps.py`.
 
 A reshape is another name for the same buffer. An in-place result (a KV cache) takes over the buffer of its input.
 """
@@ -76,15 +76,18 @@ class _Lowering:
 
     def _kernel(self, index: int, node: Node, plan: KernelPlan) -> None:
         operands = [self._operand(value, plan.layouts.get(i, "")) for i, value in enumerate(node.inputs)]
+        written: list[int] = []
         for position, value in enumerate(node.outputs):
             if position in plan.in_place:
                 self.buffer_of[value] = self._taken_over(index, node, plan.in_place[position])
             else:
                 self.buffer_of[value] = self._add(Buffer("arena", value.type))
                 operands.append(self.buffer_of[value])
+            written.append(self.buffer_of[value])
         kernel = Kernel(node.op, plan.variant, tuple(sorted(plan.config.items())))
         number = self.kernels.setdefault(kernel, len(self.kernels))
-        self.steps.append(Step(number, tuple(operands), plan.sizes, plan.units, node.location))
+        step = Step(number, tuple(operands), plan.sizes, plan.units, node.location, tuple(sorted(set(written))))
+        self.steps.append(step)
 
     def _taken_over(self, index: int, node: Node, position: int) -> int:
         """The buffer of an operand whose memory a result takes over."""

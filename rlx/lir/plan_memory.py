@@ -1,8 +1,8 @@
 """Arena plan: which arena buffers may share memory, decided once for all sizes.
 
-A buffer is live from the step that writes it to the last that reads it. Each slot is a list of buffers whose lives do
-not meet; where a slot lies follows from the sizes of a call (`Program.arena_offsets`). A buffer takes the free slot
-whose largest buffer is nearest to its own size at the upper bounds of the dims.
+A buffer is live from the group of steps that writes it to the last that reads it. Each slot is a list of buffers whose
+lives do not meet; where a slot lies follows from the sizes of a call (`Program.arena_offsets`). A buffer takes the free
+slot whose largest buffer is nearest to its own size at the upper bounds of the dims.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from rlx.lir.program import Program
 
 
 def live_ranges(program: Program) -> dict[int, tuple[int, int]]:
-    """First and last step of every arena buffer."""
+    """First and last group of steps of every arena buffer."""
     ranges: dict[int, tuple[int, int]] = {}
-    for index, step in enumerate(program.steps):
+    for index, step in zip(program.groups, program.steps, strict=True):
         for buffer in step.buffers:
             if program.buffers[buffer].kind == "arena":
                 ranges[buffer] = (ranges.get(buffer, (index, index))[0], index)

@@ -53,13 +53,19 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One kernel call, split over threads along `units`."""
+    """One kernel call, split over threads along `units`.
+
+    `written` are those of `buffers` that it writes to. A step `beside` the one before it needs nothing of it, and a
+    thread that finds no work left there goes on to this one without waiting.
+    """
 
     kernel: int
     buffers: tuple[int, ...]
     sizes: tuple[Size, ...]
     units: Size
     location: Location = UNKNOWN
+    written: tuple[int, ...] = ()
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,14 @@ class Program:
     def inputs(self) -> tuple[tuple[str, int], ...]:
         """Names and buffers of the inputs, in order."""
         return tuple((buffer.name, i) for i, buffer in enumerate(self.buffers) if buffer.kind == "input")
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """For each step the number of its group: steps that run beside each other."""
+        numbers: list[int] = []
+        for step in self.steps:
+            numbers.append((numbers[-1] if numbers else 0) + (not step.beside))
+        return tuple(numbers)
 
     def arena_offsets(self, dims: Mapping[str, int]) -> tuple[dict[int, int], int]:
         """The byte offset of every arena buffer for given sizes, and the size of the arena."""

@@ -6,10 +6,12 @@ program step {
   buffer b0 = input "x" : f32[T, 64]
   buffer b1 = weight "w" {layout="rows16"} : f32[48, 64]
   buffer b2 = arena : f32[T, 48]
-  step k0(b0, b1, b2) sizes [T, 64, 48] units 3  loc("head", "head.py:9")
+  step k0(b0, b1, b2!) sizes [T, 64, 48] units 3  loc("head", "head.py:9")
   slot b2
   output y = b2
 }
+
+A `!` marks what a step writes; a line `beside k1(...)` is a step that does not wait for the one before it.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ def print_program(program: Program, *, locations: bool = True) -> str:
         lines.append(f"  kernel k{i} = {kernel.op}.{kernel.variant} {print_attrs(kernel.settings)}".rstrip())
     lines += [f"  buffer b{i} = {_print_buffer(buffer)}" for i, buffer in enumerate(program.buffers)]
     for step in program.steps:
-        operands = ", ".join(f"b{b}" for b in step.buffers)
-        text = f"  step k{step.kernel}({operands}) sizes {print_attr(step.sizes)} units {step.units}"
+        operands = ", ".join(f"b{b}!" if b in step.written else f"b{b}" for b in step.buffers)
+        word = "beside" if step.beside else "step"
+        text = f"  {word} k{step.kernel}({operands}) sizes {print_attr(step.sizes)} units {step.units}"
         if locations and step.location != UNKNOWN:
             text += f"  loc({json.dumps(step.location.path)}, {json.dumps(step.location.source)})"
         lines.append(text)
@@ -85,7 +88,9 @@ def parse_program(text: str) -> Program:
             _check_number(match[1], len(buffers), where)
             buffers.append(_parse_buffer(Cursor(match[2], where, symbols)))
         elif line.startswith("step "):
-            steps.append(_parse_step(Cursor(line.removeprefix("step "), where, symbols)))
+            steps.append(_parse_step(Cursor(line.removeprefix("step "), where, symbols), beside=False))
+        elif line.startswith("beside ") and steps:
+            steps.append(_parse_step(Cursor(line.removeprefix("beside "), where, symbols), beside=True))
         elif line.startswith("slot "):
             slots.append(tuple(_index(word, "b", where) for word in line.removeprefix("slot ").split(", ")))
         elif match := re.fullmatch(r"output (\S+) = (b\d+)", line):
@@ -143,10 +148,12 @@ def _parse_buffer(cursor: Cursor) -> Buffer:
     return Buffer(kind, type_, name, str(attrs.get("layout", "")), tuple(numbers), attrs.get("updated") is True)
 
 
-def _parse_step(cursor: Cursor) -> Step:
+def _parse_step(cursor: Cursor, *, beside: bool) -> Step:
     kernel = _index(cursor.take(), "k", cursor.where)
     cursor.take("(")
-    buffers = tuple(_index(cursor.take(), "b", cursor.where) for _ in cursor.items(")"))
+    words = [cursor.take() for _ in cursor.items(")")]
+    buffers = tuple(_index(word.removesuffix("!"), "b", cursor.where) for word in words)
+    written = tuple(sorted({buffer for word, buffer in zip(words, buffers, strict=True) if word.endswith("!")}))
     cursor.take("sizes")
     cursor.take("[")
     sizes: tuple[Size, ...] = tuple(cursor.size() for _ in cursor.items("]"))
@@ -158,4 +165,4 @@ def _parse_step(cursor: Cursor) -> Step:
         path, _, source, _ = cursor.string(), cursor.take(","), cursor.string(), cursor.take(")")
         location = Location(path, source)
     cursor.end()
-    return Step(kernel, buffers, sizes, units, location)
+    return Step(kernel, buffers, sizes, units, location, written, beside)

@@ -20,14 +20,22 @@ from tests.strategies import graphs, sizes, values_of_symbols
 
 
 def check_arena(program: Program, dims: dict[str, int]) -> None:
-    """From the order of the steps alone: at each step, everything between first and last touch keeps its own bytes."""
+    """From the order of the groups alone: in each, everything between first and last touch keeps its own bytes.
+
+    Steps of a group run at the same time, so what one of them reads for the last time may not be written by another.
+    """
     offsets, total = program.arena_offsets(dims)
     arena = [i for i, buffer in enumerate(program.buffers) if buffer.kind == "arena"]
-    touched = {b: [s for s, step in enumerate(program.steps) if b in step.buffers] for b in arena}
+    groups: list[set[int]] = []
+    for step in program.steps:
+        if not step.beside:
+            groups.append(set())
+        groups[-1].update(step.buffers)
+    touched = {b: [g for g, buffers in enumerate(groups) if b in buffers] for b in arena}
     assert all(touched[b] for b in arena), "a buffer that no step touches"
     assert set(offsets) == set(arena)
-    for step in range(len(program.steps)):
-        live = [b for b in arena if touched[b][0] <= step <= touched[b][-1]]
+    for group in range(len(groups)):
+        live = [b for b in arena if touched[b][0] <= group <= touched[b][-1]]
         spans = sorted((offsets[b], offsets[b] + evaluate(program.buffers[b].type.nbytes, dims)) for b in live)
         for (_, end), (start, _) in pairwise(spans):
             assert end <= start, "two live buffers overlap"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,8 +108,12 @@ class CpuModule:
         self._units_table = SizeTable([step.units for step in steps])
         self._sizes = np.zeros(max(1, sum(len(step.sizes) for step in steps)), np.int64)
         self._steps = aligned(8 * len(steps) * STEP.count).view(np.int64).reshape(len(steps), STEP.count)
+        groups = self.program.groups
+        lengths = Counter(groups)
         first_operand = first_size = 0
-        for row, step in zip(self._steps, steps, strict=True):
+        for index, (row, step) in enumerate(zip(self._steps, steps, strict=True)):
+            last = index + 1 == len(steps) or groups[index + 1] != groups[index]
+            row[STEP.group] = lengths[groups[index]] if last else 0
             row[STEP.function] = functions[step.kernel]
             row[STEP.buffers] = self._arguments.ctypes.data + 8 * first_operand
             row[STEP.sizes] = self._sizes.ctypes.data + 8 * first_size

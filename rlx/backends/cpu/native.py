@@ -5,8 +5,9 @@ is sleeping (in Python, on a lock), ready (spinning here), claimed for a run, or
 results do not depend on how many that is.
 
 The units of a step are cut into chunks that threads claim one after the other, and a step is over when all its chunks
-are done. So a thread that the system has put aside holds up no step unless it sits in the middle of a chunk: the others
-do its share, and when it comes back it walks past what is done.
+are done. Threads wait at the end of each group of steps that run beside each other. So a thread that the system has put
+aside holds up no step unless it sits in the middle of a chunk: the others do its share, and when it comes back it walks
+past what is done.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CHUNKS_PER_THREAD = 1
 
 @dataclass(frozen=True, slots=True)
 class StepWords:
-    """Positions in a row of the step table, which is one cache line. The last two start a run at 0."""
+    """Positions in a row of the step table, which is one cache line. `claimed` and `done` start a run at 0."""
 
     function: int = 0
     buffers: int = 1
@@ -51,6 +52,7 @@ class StepWords:
     units: int = 3
     claimed: int = 4  # chunks taken
     done: int = 5  # chunks finished
+    group: int = 6  # steps to wait for after this one, itself included; 0 to go on
     count: int = LINE
 
 
@@ -143,12 +145,21 @@ def _emit_run_steps(module: Any, target: Target) -> Any:
             with alone:
                 _call_kernel(e, row, e.i64(0), units, fault)
             with together:
-                _share_step(e, state, row, units, e.minimum(units, threads * CHUNKS_PER_THREAD), fault)
+                chunks = e.minimum(units, threads * CHUNKS_PER_THREAD)
+                _share_step(e, row, units, chunks, fault)
+                with e.loop(0, e.load(row, I64, STEP.group)) as back:
+                    _wait_for_step(e, state, e.at(row, -(back * STEP.count), I64), threads)
     _finish(e, None)
     return function
 
 
-def _share_step(e: Emit, state: Val, row: Val, units: Val, chunks: Val, fault: Val) -> None:
+def _wait_for_step(e: Emit, state: Val, row: Val, threads: Val) -> None:
+    chunks = e.minimum(e.load(row, I64, STEP.units), threads * CHUNKS_PER_THREAD)
+    done = _word(e, row, STEP.done)
+    _spin(e, state, lambda: _atomic_load(e, done) < chunks)
+
+
+def _share_step(e: Emit, row: Val, units: Val, chunks: Val, fault: Val) -> None:
     claimed, done = _word(e, row, STEP.claimed), _word(e, row, STEP.done)
     chunk = e.var(e.i64(0))
 
@@ -163,7 +174,6 @@ def _share_step(e: Emit, state: Val, row: Val, units: Val, chunks: Val, fault: V
         begin, end = units * chunk.get() // chunks, units * (chunk.get() + 1) // chunks
         _call_kernel(e, row, begin, end, fault)
         e.b.atomic_rmw("add", done.v, e.i64(1).v, "acq_rel")
-    _spin(e, state, lambda: _atomic_load(e, done) < chunks)
 
 
 def _call_kernel(e: Emit, row: Val, begin: Val, end: Val, fault: Val) -> None:

@@ -10,6 +10,7 @@ import ctypes
 import os
 import threading
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ class ThreadPool:
         self.state[WORDS.yield_now] = _yield_address()
         self._run = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(run)
         self._worker = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(worker)
-        self._wake = [threading.Semaphore(0) for _ in range(threads - 1)]
+        self._wake = [threading.Lock() for _ in range(threads - 1)]
+        for wake in self._wake:
+            wake.acquire()
         self._lock = threading.Lock()
         workers: list[threading.Thread] = []
         for index, wake in enumerate(self._wake):
@@ -74,7 +77,7 @@ class ThreadPool:
             state[WORDS.steps], state[WORDS.count], state[WORDS.fault] = steps, count, fault
             for index, wake in enumerate(self._wake):
                 if state[WORDS.workers + index * LINE] == SLEEPING:
-                    wake.release()
+                    _open(wake)
                     patience = WAKE_SPINS
             return int(self._run(self._address, self.threads - 1, patience))
 
@@ -83,7 +86,16 @@ class ThreadPool:
         self._finalizer()
 
 
-def _serve(held: list[object], address: int, worker: Any, index: int, wake: threading.Semaphore) -> None:
+def _open(wake: threading.Lock) -> None:
+    """Let the worker through.
+
+    A bare lock, not a semaphore: a forked child might find the inner lock of that taken for ever.
+    """
+    with suppress(RuntimeError):  # open already: the worker has not come through yet
+        wake.release()
+
+
+def _serve(held: list[object], address: int, worker: Any, index: int, wake: threading.Lock) -> None:
     """The life of a worker. It holds the words and the code, so that both outlive a pool that is dropped."""
     while True:
         wake.acquire()
@@ -92,11 +104,11 @@ def _serve(held: list[object], address: int, worker: Any, index: int, wake: thre
             return
 
 
-def _stop(state: Any, wake: list[threading.Semaphore], workers: list[threading.Thread]) -> None:
+def _stop(state: Any, wake: list[threading.Lock], workers: list[threading.Thread]) -> None:
     """End the workers and wait for it: their code must not be unmapped under them."""
     state[WORDS.stop] = 1
-    for semaphore in wake:
-        semaphore.release()
+    for lock in wake:
+        _open(lock)
     for worker in workers:
         if worker is not threading.current_thread():
             worker.join()
