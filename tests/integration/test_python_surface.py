@@ -30,7 +30,7 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     path = tmp_path_factory.mktemp("model") / "model.gguf"
     path.write_bytes(small_gguf())
-    with rlx.load(path, threads=2) as loaded:
+    with rlx.load(path, precision="exact", threads=2) as loaded:
         yield loaded
 
 
