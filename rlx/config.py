@@ -6,6 +6,7 @@ Nobody else reads `os.environ`. A flag beats the environment, the environment be
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,24 @@ class Knob:
     choices: tuple[str, ...] = ()
 
 
-CACHE_DIR = Knob("RLX_CACHE_DIR", "Folder for fetched models and compiled objects (default: the user's cache folder).")
+CACHE_DIR = Knob(
+    "RLX_CACHE_DIR",
+    "Folder for fetched models, compiled objects and packed weights (default: the user's cache folder).",
+)
 THREADS = Knob("RLX_THREADS", "Number of compute threads (default: what affinity and the cgroup quota allow).")
 TARGET = Knob("RLX_TARGET", "Instruction set to compile for.", ("native", "avx512", "avx2", "portable"))
 PRECISION = Knob("RLX_PRECISION", "Arithmetic of the products.", ("fast", "exact"))
 DUMP = Knob("RLX_DUMP", "Folder that receives the text of every stage of a compilation.")
-OBJECT_CACHE = Knob("RLX_OBJECT_CACHE", "Keep compiled objects on disk.", ("on", "off"))
-KNOBS = (CACHE_DIR, THREADS, TARGET, PRECISION, DUMP, OBJECT_CACHE)
+OBJECT_CACHE = Knob("RLX_OBJECT_CACHE", "Keep compiled objects and packed weights on disk.", ("on", "off"))
+CACHE_LIMIT = Knob(
+    "RLX_CACHE_LIMIT",
+    "Most bytes of compiled objects and packed weights on disk, such as 500MB (default: 20GB); the longest unused go "
+    "first. Fetched models do not count.",
+)
+KNOBS = (CACHE_DIR, THREADS, TARGET, PRECISION, DUMP, OBJECT_CACHE, CACHE_LIMIT)
+
+DEFAULT_CACHE_LIMIT = 20_000_000_000
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,7 @@ class Settings:
     precision: str
     dump: Path | None
     object_cache: bool
+    cache_limit: int
 
 
 def _read(knob: Knob) -> str | None:
@@ -51,6 +64,17 @@ def _read(knob: Knob) -> str | None:
             f"{knob.name} has a value that is not allowed", found=repr(value), expected=" or ".join(knob.choices)
         )
     return value
+
+
+def _read_size(knob: Knob, default: int) -> int:
+    value = _read(knob)
+    if value is None:
+        return default
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmgt]?b?)", value.strip().lower())
+    if match is None:
+        raise OptionError(f"{knob.name} is not a size", found=repr(value), expected="such as 20GB, 500MB or 0")
+    unit = match[2] if match[2].endswith("b") or not match[2] else match[2] + "b"
+    return int(float(match[1]) * _UNITS[unit])
 
 
 def default_cache_dir() -> Path:
@@ -76,4 +100,5 @@ def settings() -> Settings:
         precision=_read(PRECISION) or "fast",
         dump=Path(dump) if dump else None,
         object_cache=_read(OBJECT_CACHE) != "off",
+        cache_limit=_read_size(CACHE_LIMIT, DEFAULT_CACHE_LIMIT),
     )

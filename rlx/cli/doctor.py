@@ -1,14 +1,14 @@
-"""`rlx doctor`: what RLX found on this machine, and what is wrong with it.
+"""`rlx doctor`: what this machine offers, what RLX uses of it, what slows it now, and what is wrong.
 
-In: nothing. Out: host, target, threads, versions, caches, environment variables, and a list of problems. Exit code 1 if
-there are any.
+In: nothing. Out: host, target, threads, versions, caches, environment variables, a list of slowdowns and one of
+problems. Exit code 1 if there are problems; a slow machine is none. Next: `host.py`.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import cast
@@ -17,6 +17,7 @@ import typer
 
 from rlx import __version__
 from rlx.cli import options as flags
+from rlx.cli.host import Slowdown, huge_page_mode, offers, slowdowns, vector_extensions
 from rlx.cli.output import use_utf8, write_json, write_table, write_text
 from rlx.cli.reporting import tell_error
 from rlx.cli.units import bytes_text
@@ -36,9 +37,9 @@ PACKAGES = (
 
 
 def doctor_command(json_output: flags.JsonOption = False) -> None:
-    """Show host, target, threads, versions, caches and environment variables, and what is wrong with them.
+    """Show what the machine offers, what RLX uses, what slows it now, and what is wrong, with one thing to do each.
 
-    Exit code 1 if something is wrong.
+    Exit code 1 if something is wrong; being slowed is not.
 
     Example: rlx doctor
 
@@ -63,6 +64,7 @@ class Report:
     packages: dict[str, str | None]
     caches: dict[str, dict[str, object]]
     environment: tuple[tuple[str, str, str], ...]
+    slowdowns: tuple[Slowdown, ...]
     problems: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
@@ -73,6 +75,7 @@ class Report:
             "packages": self.packages,
             "caches": self.caches,
             "environment": {name: {"value": value, "help": text} for name, value, text in self.environment},
+            "slowdowns": [asdict(slowdown) for slowdown in self.slowdowns],
             "problems": list(self.problems),
         }
 
@@ -89,24 +92,33 @@ def examine() -> Report:
     problems += [f"the package {name} is not installed" for name, version in packages.items() if version is None]
     if not _is_writable(current.cache_dir):
         problems.append(f"the cache folder cannot be written: {current.cache_dir}")
+    target = _target(current, problems)
     return Report(
         host=_host(),
-        target=_target(current, problems),
+        target=target,
         packages=packages,
         caches=_caches(current.cache_dir),
         environment=tuple((knob.name, _in_force(knob.name, current), _help(knob)) for knob in KNOBS),
+        slowdowns=tuple(slowdowns(int(str(target.get("threads", 1))))),
         problems=tuple(problems),
     )
 
 
 def _host() -> dict[str, object]:
-    return {
+    facts: dict[str, object] = {
         "rlx": __version__,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "processor": _processor(),
-        "processors": os.cpu_count(),
+        **offers(),
     }
+    try:
+        from rlx.backends.cpu import target
+
+        facts["vector_extensions"] = vector_extensions(target.host().features)
+    except ImportError:
+        pass  # told as a problem of the target
+    return facts
 
 
 def _processor() -> str:
@@ -130,6 +142,9 @@ def _target(current: Settings, problems: list[str]) -> dict[str, object]:
         chosen = target.resolve(current.target)
         facts["target"] = chosen.name
         facts["vector_bits"] = chosen.vector_bits
+        facts["huge_pages"] = (
+            "no" if huge_page_mode() in (None, "never") else "for weights, where the system finds them"
+        )
         facts["llvm_cpu"] = chosen.cpu
         facts["available_targets"] = list(target.available())
     except RlxError as error:
@@ -186,7 +201,7 @@ def _help(knob: Knob) -> str:
 
 def _show(report: Report) -> None:
     for title, facts in (("host", report.host), ("target", report.target), ("packages", report.packages)):
-        write_table(title, [(key, _text(value)) for key, value in facts.items()])
+        write_table(title, [(key, _text(key, value)) for key, value in facts.items()])
         write_text("\n")
     caches = [
         (name, f"{c['files']} files", bytes_text(int(str(c["bytes"]))), str(c["path"]))
@@ -195,12 +210,23 @@ def _show(report: Report) -> None:
     write_table("caches", caches or [("empty",)])
     write_text("\n")
     write_table("environment (value in force)", report.environment)
-    write_text("\n" + ("everything is in order\n" if not report.problems else ""))
+    for slowdown in report.slowdowns:
+        write_text(f"\nslowed: {slowdown.what}\n  do:   {slowdown.fix}\n")
+    everything = "everything" if not report.slowdowns else "the installation"
+    write_text("\n" + (f"{everything} is in order\n" if not report.problems else ""))
     for problem in report.problems:
         tell_error(problem)
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return "missing"
-    return ", ".join(map(str, cast(list[object], value))) if isinstance(value, list) else str(value)
+def _text(key: str, value: object) -> str:
+    match value:
+        case None:
+            return "missing"
+        case list():
+            return ", ".join(map(str, cast(list[object], value))) or "none"
+        case dict():
+            return ", ".join(f"{name} {size // 1024} KiB" for name, size in cast(dict[str, int], value).items())
+        case int() if key.startswith("memory"):
+            return bytes_text(value)
+        case _:
+            return str(value)

@@ -75,6 +75,19 @@ boolean = DType("bool", "bool", 1, 1)
 q4_0 = DType("q4_0", "packed", 32, 18)
 q4_1 = DType("q4_1", "packed", 32, 20)
 q8_0 = DType("q8_0", "packed", 32, 34)
+q5_0 = DType("q5_0", "packed", 32, 22)
+q5_1 = DType("q5_1", "packed", 32, 24)
+# 4-bit indices into a table of 16 values, with a half scale or with a power of two (OCP Microscaling).
+iq4_nl = DType("iq4_nl", "packed", 32, 18)
+mxfp4 = DType("mxfp4", "packed", 32, 17)
+# Super-blocks of 256: half scales, times a small integer scale of each sub-block of 16 or 32.
+q2_k = DType("q2_k", "packed", 256, 84)
+q3_k = DType("q3_k", "packed", 256, 110)
+q4_k = DType("q4_k", "packed", 256, 144)
+q5_k = DType("q5_k", "packed", 256, 176)
+q6_k = DType("q6_k", "packed", 256, 210)
+PACKED_WEIGHTS: tuple[DType, ...] = (q4_0, q4_1, q8_0, q5_0, q5_1, iq4_nl, mxfp4, q2_k, q3_k, q4_k, q5_k, q6_k)
+"""Formats of quantised weights in model files."""
 # Activations quantised in the step: 32 int8, then the float32 scale and the float32 sum of the dequantised block.
 q8_act = DType("q8_act", "packed", 32, 40)
 # The same twice: the block, then what its rounding left over. About 15 bits, for the product that ends a model.
@@ -83,7 +96,7 @@ ACTIVATION_TERMS: dict[str, int] = {"q8_act": 1, "q8x2_act": 2}
 """Formats that activations are quantised to in a step, and how many int8 terms each has."""
 
 DTYPES: dict[str, DType] = {
-    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean, q4_0, q4_1, q8_0, q8_act, q8x2_act)
+    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean, *PACKED_WEIGHTS, q8_act, q8x2_act)
 }
 
 

@@ -2,8 +2,8 @@
 
 In goes a flat `uint8` array as it lies in a file, out comes `float32` (or the other way round). Each format is one
 entry of `STORAGE_FORMATS`: its dtype and two functions over whole blocks. These are the definitions the kernels are
-tested against. Layouts and rounding follow the GGML block formats (ggml-common.h, gguf-py's quants.py).
-Next: `rlx/io/gguf.py`.
+tested against. How the blocks of quantised weights are read is in `storage_blocks.py`; rounding follows gguf-py's
+quants.py. Next: `rlx/io/gguf.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.core.dtype import DType, bf16, f16, f32, q4_0, q4_1, q8_0, q8_act, q8x2_act
+from rlx.core.dtype import DType, bf16, f16, f32, q8_act, q8x2_act
+from rlx.core.storage_blocks import BLOCK_FORMATS, E2M1_DOUBLED, power_of_two
 from rlx.errors import InputError, ShapeError
 
 Bytes = NDArray[np.uint8]
@@ -29,13 +30,13 @@ class StorageFormat:
     Attributes:
         dtype: the format; `dtype.block_size` values take `dtype.block_bytes` bytes.
         decode_blocks: uint8 `[blocks, block_bytes]` to float32 `[blocks, block_size]`.
-        encode_blocks: the reverse.
+        encode_blocks: the reverse; None for formats that RLX only reads.
         needs_finite: the format cannot hold infinities or NaN, so `encode` refuses them.
     """
 
     dtype: DType
     decode_blocks: Callable[[Bytes], Floats]
-    encode_blocks: Callable[[Floats], Bytes]
+    encode_blocks: Callable[[Floats], Bytes] | None
     needs_finite: bool = False
 
 
@@ -78,9 +79,11 @@ def encode(dtype: DType, values: Floats) -> Bytes:
 
     Raises:
         ShapeError: the last axis is not a multiple of the block.
-        InputError: a NaN or infinity that the format cannot hold.
+        InputError: a NaN or infinity that the format cannot hold, or a format that RLX only reads.
     """
     storage = _format_of(dtype)
+    if storage.encode_blocks is None:
+        raise InputError(f"RLX reads {dtype}, and does not write it", fix="quantise the file with the tools of ggml")
     _checked_elements(dtype, values.shape)
     if storage.needs_finite and not np.isfinite(values).all():
         raise InputError(f"{dtype} cannot hold NaN or infinity", expected="finite values")
@@ -107,11 +110,6 @@ def _checked_elements(dtype: DType, shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
 
-def _half_column(blocks: Bytes, byte: int) -> Floats:
-    """The float16 at `byte` of every block, as a float32 column `[blocks, 1]`."""
-    return np.ascontiguousarray(blocks[:, byte : byte + 2]).view(np.float16).astype(np.float32)
-
-
 def _half_bytes(column: Floats) -> Bytes:
     with np.errstate(over="ignore"):
         return column.astype(np.float16).view(np.uint8).reshape(-1, 2)
@@ -122,18 +120,14 @@ def _inverse(scale: Floats) -> Floats:
         return np.where(scale == 0, np.float32(0), np.float32(1) / scale)
 
 
-def _unpack_nibbles(packed: Bytes) -> Bytes:
-    """`[blocks, 16]` bytes to `[blocks, 32]`: low nibbles are elements 0..15, high nibbles 16..31."""
-    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=1)
-
-
 def _pack_nibbles(quants: Bytes) -> Bytes:
+    """`[blocks, 32]` levels to `[blocks, 16]`: elements 0..15 are low nibbles, 16..31 high ones."""
     return quants[:, :16] | (quants[:, 16:] << np.uint8(4))
 
 
-def _to_nibble(values: Floats) -> Bytes:
+def _to_level(values: Floats, largest: int) -> Bytes:
     with np.errstate(invalid="ignore"):
-        return np.trunc(values).astype(np.uint8).clip(0, 15)
+        return np.trunc(values).astype(np.uint8).clip(0, largest)
 
 
 def _decode_f32(blocks: Bytes) -> Floats:
@@ -164,35 +158,55 @@ def _encode_bf16(blocks: Floats) -> Bytes:
     return np.where(np.isnan(blocks), quiet, rounded).astype(np.uint16).view(np.uint8)
 
 
-def _decode_q4_0(blocks: Bytes) -> Floats:
-    quants = _unpack_nibbles(blocks[:, 2:]).astype(np.int8) - np.int8(8)
-    return _half_column(blocks, 0) * quants.astype(np.float32)
+def _signed_levels(blocks: Floats, zero: int) -> tuple[Floats, Bytes]:
+    """Scale and levels 0..2 * zero - 1. The signed value of largest magnitude maps to level 0, so one end is exact."""
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
+    scale = extreme / np.float32(-zero)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return scale, _to_level(blocks * _inverse(scale) + np.float32(zero + 0.5), 2 * zero - 1)
+
+
+def _ranged_levels(blocks: Floats, largest: int) -> tuple[Floats, Floats, Bytes]:
+    """Scale, minimum and levels 0..largest over the range of the block."""
+    low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = (high - low) / np.float32(largest)
+        return scale, low, _to_level((blocks - low) * _inverse(scale) + np.float32(0.5), largest)
+
+
+def _fifth_bits(levels: Bytes) -> Bytes:
+    return np.packbits(levels >> np.uint8(4), axis=1, bitorder="little")
 
 
 def _encode_q4_0(blocks: Floats) -> Bytes:
-    # The signed value of largest magnitude maps to -8, so one end of the range is exact.
-    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
-    scale = extreme / np.float32(-8)
-    with np.errstate(over="ignore", invalid="ignore"):
-        quants = _to_nibble(blocks * _inverse(scale) + np.float32(8.5))
-    return np.concatenate([_half_bytes(scale), _pack_nibbles(quants)], axis=1)
-
-
-def _decode_q4_1(blocks: Bytes) -> Floats:
-    quants = _unpack_nibbles(blocks[:, 4:]).astype(np.float32)
-    return _half_column(blocks, 0) * quants + _half_column(blocks, 2)
+    scale, levels = _signed_levels(blocks, 8)
+    return np.concatenate([_half_bytes(scale), _pack_nibbles(levels)], axis=1)
 
 
 def _encode_q4_1(blocks: Floats) -> Bytes:
-    low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
-    with np.errstate(over="ignore", invalid="ignore"):
-        scale = (high - low) / np.float32(15)
-        quants = _to_nibble((blocks - low) * _inverse(scale) + np.float32(0.5))
-    return np.concatenate([_half_bytes(scale), _half_bytes(low), _pack_nibbles(quants)], axis=1)
+    scale, low, levels = _ranged_levels(blocks, 15)
+    return np.concatenate([_half_bytes(scale), _half_bytes(low), _pack_nibbles(levels)], axis=1)
 
 
-def _decode_q8_0(blocks: Bytes) -> Floats:
-    return blocks[:, 2:].view(np.int8).astype(np.float32) * _half_column(blocks, 0)
+def _encode_q5_0(blocks: Floats) -> Bytes:
+    scale, levels = _signed_levels(blocks, 16)
+    return np.concatenate([_half_bytes(scale), _fifth_bits(levels), _pack_nibbles(levels & np.uint8(15))], axis=1)
+
+
+def _encode_q5_1(blocks: Floats) -> Bytes:
+    scale, low, levels = _ranged_levels(blocks, 31)
+    parts = [_half_bytes(scale), _half_bytes(low), _fifth_bits(levels), _pack_nibbles(levels & np.uint8(15))]
+    return np.concatenate(parts, axis=1)
+
+
+def _encode_mxfp4(blocks: Floats) -> Bytes:
+    """The exponent of the largest magnitude, less the 2 of E2M1's largest value, then the nearest levels."""
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        exponent = np.where(largest > 0, np.floor(np.log2(largest)) + np.float32(125), np.float32(0)).astype(np.uint8)
+    values = power_of_two(exponent)[:, :, None] * np.array(E2M1_DOUBLED, np.float32)
+    levels = np.abs(values - blocks[:, :, None]).argmin(axis=2).astype(np.uint8)
+    return np.concatenate([exponent, _pack_nibbles(levels)], axis=1)
 
 
 def _round_half_away(values: Floats) -> Floats:
@@ -243,15 +257,25 @@ def _encode_q8x2_act(blocks: Floats) -> Bytes:
     return np.concatenate([first, _encode_q8_act(rest)], axis=1)
 
 
+_ENCODERS: dict[str, Callable[[Floats], Bytes]] = {
+    "q4_0": _encode_q4_0,
+    "q4_1": _encode_q4_1,
+    "q8_0": _encode_q8_0,
+    "q5_0": _encode_q5_0,
+    "q5_1": _encode_q5_1,
+    "mxfp4": _encode_mxfp4,
+}
+_WEIGHTS = (
+    StorageFormat(fmt.dtype, fmt.decode, _ENCODERS.get(name), needs_finite=True) for name, fmt in BLOCK_FORMATS.items()
+)
+
 STORAGE_FORMATS: dict[str, StorageFormat] = {
     storage.dtype.name: storage
     for storage in (
         StorageFormat(f32, _decode_f32, _encode_f32),
         StorageFormat(f16, _decode_f16, _encode_f16),
         StorageFormat(bf16, _decode_bf16, _encode_bf16),
-        StorageFormat(q4_0, _decode_q4_0, _encode_q4_0, needs_finite=True),
-        StorageFormat(q4_1, _decode_q4_1, _encode_q4_1, needs_finite=True),
-        StorageFormat(q8_0, _decode_q8_0, _encode_q8_0, needs_finite=True),
+        *_WEIGHTS,
         StorageFormat(q8_act, _decode_q8_act, _encode_q8_act),
         StorageFormat(q8x2_act, _decode_q8x2_act, _encode_q8x2_act),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.core.dim import Size
-from rlx.core.dtype import f32, i32
+from rlx.core.dtype import PACKED_WEIGHTS, f32, i32
 from rlx.core.graph import AttrValue, GraphBuilder, Location, Value
 from rlx.errors import FlowError, MissingTensorError, TensorShapeError, UnsupportedModelError
 from rlx.flow.profile import Profile
@@ -24,7 +24,7 @@ from rlx.flow.value import FlowValue
 from rlx.flow.weights import WeightSource
 from rlx.ops.op import Emitter
 
-WEIGHT_DTYPES = ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0")
+WEIGHT_DTYPES = ("f32", "f16", "bf16", *(dtype.name for dtype in PACKED_WEIGHTS))
 
 
 @dataclass(frozen=True, slots=True)

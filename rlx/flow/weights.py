@@ -6,6 +6,7 @@ reference interpreter read weights through. Keys are those the flow asks for. Ne
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeAlias
 
@@ -17,6 +18,7 @@ from rlx.core.storage import decode
 from rlx.core.type import TensorType
 from rlx.errors import InputError, MissingTensorError
 from rlx.io.checkpoint import Checkpoint, TensorInfo, usable_tensor
+from rlx.io.identity import Identity
 
 
 class WeightSource(Protocol):
@@ -50,6 +52,10 @@ class WeightSource(Protocol):
 
     def describe(self, key: str) -> str:
         """Where the weight is looked for, for a message."""
+        ...
+
+    def identity(self) -> Identity | None:
+        """What the source is known by, for what is kept on disk about it; None for one that can change unseen."""
         ...
 
 
@@ -95,6 +101,10 @@ class DictWeights:
     def describe(self, key: str) -> str:
         """Where a weight is looked for, for a message."""
         return f"{key!r} in the given weights"
+
+    def identity(self) -> Identity | None:
+        """None: arrays in memory are never kept on disk."""
+        return None
 
     def _known(self, key: str) -> str:
         if key not in self._types:
@@ -167,6 +177,12 @@ class MappedWeights:
     def describe(self, key: str) -> str:
         """Where a weight is looked for, for a message."""
         return f"{self._names.get(key, key)!r} in {self.checkpoint.path}"
+
+    def identity(self) -> Identity | None:
+        """That of the checkpoint together with the names the keys stand for."""
+        source = self.checkpoint.identity()
+        digest = hashlib.sha256(f"{source.digest}\n{sorted(self._names.items())}".encode())
+        return Identity(digest.hexdigest(), source.name)
 
     def _name(self, key: str) -> str:
         if key not in self:

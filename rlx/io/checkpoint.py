@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, DType
 from rlx.errors import FileFormatError, MissingTensorError, UnsupportedModelError
+from rlx.io.identity import Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,10 @@ class Checkpoint(Protocol):
 
     def release(self, name: str) -> None:
         """Let the operating system drop the tensor's pages from memory; a later `data` reads them again."""
+        ...
+
+    def identity(self) -> Identity:
+        """What the files are known by, wherever they lie."""
         ...
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rlx.errors import FileFormatError
 from rlx.io import ggml_types
 from rlx.io.checkpoint import TensorInfo, check_ranges, usable_tensor
+from rlx.io.identity import Identity, identity_of
 from rlx.io.mapped_file import MappedFile
 from rlx.io.string_array import StringArray
 
@@ -73,6 +74,10 @@ class GGUFFile:
         """See `Checkpoint.release`."""
         info = usable_tensor(self.tensors, name, self.path)
         self._file.release(info.offset, info.nbytes)
+
+    def identity(self) -> Identity:
+        """See `Checkpoint.identity`."""
+        return identity_of(self.path.name, [self._file], self.tensors.values())
 
 
 def open_gguf(path: str | Path) -> GGUFFile:

@@ -6,6 +6,7 @@ In goes a path, out comes a `MappedFile`. Used by `gguf.py` and `safetensors_fol
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ class MappedFile:
     Attributes:
         path: the file.
         size: its length in bytes when it was opened, at least 1.
+        modified_ns: the time of its last change when it was opened, in nanoseconds since 1970.
         buffer: the mapping; slicing it copies, `view` does not.
     """
 
-    __slots__ = ("_array", "buffer", "path", "size")
+    __slots__ = ("_array", "buffer", "modified_ns", "path", "size")
 
     def __init__(self, path: Path) -> None:
         """Map `path`.
@@ -43,6 +45,7 @@ class MappedFile:
             with path.open("rb") as file:
                 if path.stat().st_size == 0:
                     raise FileFormatError("the model file is empty", where=str(path), fix="fetch it again")
+                self.modified_ns = os.fstat(file.fileno()).st_mtime_ns
                 self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise ModelNotFoundError("the model file cannot be read", where=str(path), found=str(error)) from None

@@ -43,6 +43,31 @@ def find_entry(folder: Path) -> CacheEntry | None:
         return None
 
 
+def model_folders(cache: Path) -> list[Path]:
+    """The folders of all entries; those with a dot in front are of a fetch that goes on, or was killed.
+
+    A cache that is a link is left alone: what it leads to belongs to somebody else.
+    """
+    if cache.is_symlink():
+        return []
+    try:
+        found = [place for place in cache.iterdir() if not place.is_symlink() and place.is_dir()]
+    except OSError:
+        return []
+    return sorted(found)
+
+
+def remove_entry(folder: Path) -> bool:
+    """Remove an entry; gives whether it is gone. It is renamed first, so that nobody finds half of it."""
+    doomed = folder.with_name(f".partial-{folder.name.lstrip('.')}-removed-{os.getpid()}")
+    try:
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError:
+        return False
+    return True
+
+
 def write_receipt(folder: Path, model: str, files: Mapping[str, int]) -> None:
     """Write the receipt of a folder whose files are in place.
 

@@ -20,6 +20,7 @@ from rlx.core import dtype
 from rlx.core.dtype import DType
 from rlx.errors import FileFormatError, ModelNotFoundError
 from rlx.io.checkpoint import TensorInfo, check_ranges, usable_tensor
+from rlx.io.identity import Identity, identity_of
 from rlx.io.json_file import parse_object, read_object
 from rlx.io.mapped_file import MappedFile
 
@@ -85,6 +86,11 @@ class SafetensorsFolder:
         """See `Checkpoint.release`."""
         info = usable_tensor(self.tensors, name, self.path)
         self._shards[name].release(info.offset, info.nbytes)
+
+    def identity(self) -> Identity:
+        """See `Checkpoint.identity`. A snapshot of the hub is a folder named by its commit; the name says which."""
+        files = {shard.path: shard for shard in self._shards.values()}
+        return identity_of(self.path.name, list(files.values()), self.tensors.values())
 
 
 def open_folder(path: str | Path) -> SafetensorsFolder:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim
-from rlx.core.dtype import bf16, f16, f32, i32, q4_0, q4_1, q8_0
+from rlx.core.dtype import PACKED_WEIGHTS, bf16, f16, f32, i32
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
@@ -36,12 +36,12 @@ def _embedding_samples() -> Sequence[Sample]:
     return tuple(
         Sample(
             str(dtype),
-            (TensorType(i32, (seq,)), TensorType(dtype, (40, 64))),
+            (TensorType(i32, (seq,)), TensorType(dtype, (40, max(64, dtype.block_size)))),
             {"scale": 1.0 if dtype != f32 else 2.5},
             {"seq": 6},
             {0: (0, 39)},
         )
-        for dtype in (f32, f16, bf16, q4_0, q4_1, q8_0)
+        for dtype in (f32, f16, bf16, *PACKED_WEIGHTS)
     )
 
 

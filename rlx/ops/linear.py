@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim, product
-from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, bf16, f16, f32, q4_0, q4_1, q8_0, q8_act, q8x2_act
+from rlx.core.dtype import (
+    ACTIVATION_TERMS,
+    DTYPES,
+    PACKED_WEIGHTS,
+    bf16,
+    f16,
+    f32,
+    q4_0,
+    q4_1,
+    q4_k,
+    q6_k,
+    q8_0,
+    q8_act,
+    q8x2_act,
+)
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
@@ -66,8 +80,14 @@ def _linear_samples() -> Sequence[Sample]:
                 cases.append(
                     Sample(f"{dtype}_q8_{rows}x{out}x{k}", (quantised, weight), {}, {"seq": rows}, tolerance=4e-6)
                 )
-    for rows, weight in ((1, q8_0), (9, q4_1)):
-        pair = (TensorType(q8x2_act, (seq, 64)), TensorType(weight, (48, 64)))
+    for dtype in PACKED_WEIGHTS[3:]:
+        k = 2 * dtype.block_size
+        for name, act in (("", f32), ("_q8", q8_act)):
+            pair = (TensorType(act, (seq, k)), TensorType(dtype, (40, k)))
+            cases.append(Sample(f"{dtype}{name}_13x40x{k}", pair, {}, {"seq": 13}, tolerance=4e-6))
+    for rows, weight in ((1, q8_0), (9, q4_1), (5, q4_k), (9, q6_k)):
+        k = 2 * weight.block_size
+        pair = (TensorType(q8x2_act, (seq, k)), TensorType(weight, (48, k)))
         cases.append(Sample(f"{weight}_q8x2_{rows}", pair, {}, {"seq": rows}, tolerance=4e-6))
     bias = (TensorType(f32, (seq, 33)), TensorType(f32, (17, 33)), TensorType(f32, (17,)))
     cases.append(Sample("bias_odd", bias, {}, {"seq": 6}, tolerance=4e-6))

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim
-from rlx.core.dtype import ACTIVATION_TERMS, DType, bf16, f16, f32, i32, q4_0, q4_1, q8_0, q8_act, q8x2_act
+from rlx.core.dtype import ACTIVATION_TERMS, PACKED_WEIGHTS, DType, bf16, f16, f32, i32, q8_act, q8x2_act
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
 from rlx.ops.op import Array, Attribute, Missing, OpDef, Sample, Types, check_arity, register
 
-_STORED = (q4_0, q4_1, q8_0, f16, bf16)
+_STORED = (*PACKED_WEIGHTS, f16, bf16)
 
 
 def _infer_dequantize(types: Types, attrs: Attrs) -> Types:
@@ -39,7 +39,7 @@ dequantize = register(
         _infer_dequantize,
         _reference_dequantize,
         Missing("primitive: each format has its own unpacking"),
-        lambda: tuple(Sample(str(dtype), (TensorType(dtype, (32, 64)),)) for dtype in _STORED),
+        lambda: tuple(Sample(str(dtype), (TensorType(dtype, (32, max(64, dtype.block_size))),)) for dtype in _STORED),
         row_wise=True,
     )
 )

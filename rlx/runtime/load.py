@@ -183,7 +183,8 @@ def _cpu_module(
     stages.write_code("llvm.ll", lambda: emit_module(program.kernels, target))
     stages.write_code("asm.s", lambda: assembly(program.kernels, target))
     cache = environment.cache_dir if environment.object_cache else None
-    return program, stages, CpuModule(program, weights, target, checked_threads(threads), cache)
+    module = CpuModule(program, weights, target, checked_threads(threads), cache, cache_limit=environment.cache_limit)
+    return program, stages, module
 
 
 def merged_profile(profile: Profile | str | Path | None, precision: str | None, target: str | None) -> Profile:

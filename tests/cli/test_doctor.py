@@ -9,8 +9,16 @@ import sys
 
 import pytest
 
+from rlx.cli import doctor
+from rlx.cli.host import Slowdown
 from rlx.cli.main import COMMANDS
 from rlx.config import KNOBS
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    """What slows the machine of the tests is not their business; `test_host.py` brings machines of its own."""
+    monkeypatch.setattr(doctor, "slowdowns", lambda _threads: [])
 
 
 def test_json(run, empty_cache, monkeypatch):
@@ -32,6 +40,33 @@ def test_table_names_every_variable(run, empty_cache):
     assert outcome.code == 0
     assert all(knob.name in outcome.out for knob in KNOBS)
     assert "everything is in order" in outcome.out
+
+
+def test_what_the_machine_offers(run, empty_cache):
+    host = json.loads(run("doctor", "--json").out)["host"]
+    assert host["processors"] == os.cpu_count()
+    assert 1 <= host["processors_allowed"] <= host["processors"]
+    assert set(host["vector_extensions"]) <= {"avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512vnni", "avx512bf16",
+        "avx512fp16", "amx-int8", "amx-bf16", "neon", "dotprod", "i8mm", "bf16", "sve", "sve2"}  # fmt: skip
+
+
+def test_a_slowdown_comes_with_one_thing_to_do_and_is_no_failure(run, empty_cache, monkeypatch):
+    asked: list[int] = []
+
+    def busy(threads):
+        asked.append(threads)
+        return [Slowdown("the cores are busy", "end what keeps them so")]
+
+    monkeypatch.setattr(doctor, "slowdowns", busy)
+    monkeypatch.setenv("RLX_THREADS", "5")
+    outcome = run("doctor")
+    assert outcome.code == 0
+    assert "slowed: the cores are busy\n  do:   end what keeps them so" in outcome.out
+    assert "the installation is in order" in outcome.out
+    document = json.loads(run("doctor", "--json").out)
+    assert document["slowdowns"] == [{"what": "the cores are busy", "fix": "end what keeps them so"}]
+    assert document["problems"] == []
+    assert asked == [5, 5]
 
 
 def test_a_cache_that_cannot_be_written(run, tmp_path, monkeypatch):

@@ -21,8 +21,8 @@ def small_gguf(tmp_path: Path) -> Path:
     writer.add_token_list([b"a", b"b", b"c"])
     writer.add_chat_template("{{ messages }}")
     writer.add_tensor("token_embd.weight", np.ones((3, 64), np.float32))
-    quantised = gguf.quantize(np.ones((4, 64), np.float32), gguf.GGMLQuantizationType.Q5_0)
-    writer.add_tensor("blk.0.ffn_up.weight", quantised, raw_dtype=gguf.GGMLQuantizationType.Q5_0)
+    quantised = np.zeros((4, 36), np.uint8)
+    writer.add_tensor("blk.0.ffn_up.weight", quantised, raw_dtype=gguf.GGMLQuantizationType.NVFP4)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -41,9 +41,9 @@ def test_json(small_gguf, run):
     assert document["tokenizer"] == {"model": "gpt2", "vocab_size": 3}
     assert document["chat_template"] == "{{ messages }}"
     by_type = {entry["dtype"]: entry for entry in document["types"]}
-    # 32 elements of Q5_0 are a half scale, 4 bytes of fifth bits and 16 bytes of nibbles
-    assert by_type["q5_0"]["nbytes"] == 4 * 2 * 22
-    assert not by_type["q5_0"]["is_computable"]
+    # 64 elements of NVFP4 are 4 bytes of scales and 32 bytes of nibbles
+    assert by_type["nvfp4"]["nbytes"] == 4 * 36
+    assert not by_type["nvfp4"]["is_computable"]
     assert by_type["f32"] == {"dtype": "f32", "tensors": 1, "parameters": 192, "nbytes": 768, "is_computable": True}
     assert [(t["name"], t["shape"]) for t in document["tensors"]] == [
         ("token_embd.weight", [3, 64]),
@@ -58,7 +58,7 @@ def test_without_tensors_the_list_is_left_out(small_gguf, run):
 def test_tables(small_gguf, run):
     outcome = run("inspect", str(small_gguf), "--tensors")
     assert outcome.code == 0
-    for word in ("llama", "321 tokens", "q5_0 (listed only)", "blk.0.ffn_up.weight", "4 x 64", "{{ messages }}"):
+    for word in ("llama", "321 tokens", "nvfp4 (listed only)", "blk.0.ffn_up.weight", "4 x 64", "{{ messages }}"):
         assert word in outcome.out
     assert "\x1b" not in outcome.out, "a file must not control the terminal"
 

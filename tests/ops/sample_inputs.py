@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 import rlx.ops  # noqa: F401  importing the families is what fills the registry
 from rlx.core.bind import concrete_shape
 from rlx.core.dim import Dim, symbols_of
-from rlx.core.dtype import f32
+from rlx.core.dtype import DType, f32
 from rlx.core.graph import Graph, GraphBuilder, Value
-from rlx.core.storage import decode, encode
+from rlx.core.storage import STORAGE_FORMATS, decode, encode
+from rlx.core.storage_blocks import BLOCK_FORMATS
 from rlx.core.type import TensorType, numpy_shape, tensor
 from rlx.ops.op import REGISTRY, Emitter, OpDef, Sample
 
@@ -86,11 +87,22 @@ def _random(
     if dtype.kind in ("int", "uint"):
         low, high = limits or (0, 10)
         return rng.integers(int(low), int(high) + 1, shape).astype(dtype.numpy)
+    if dtype.is_packed and STORAGE_FORMATS[dtype.name].encode_blocks is None:
+        return random_bytes(dtype, shape, rng).reshape(numpy_shape(type_, shape))
     values = rng.standard_normal(shape) if limits is None else rng.uniform(*limits, shape)
     values = values.astype(np.float32)
     if dtype.is_packed:
         return encode(dtype, values).reshape(numpy_shape(type_, shape))
     return values.astype(dtype.numpy)
+
+
+def random_bytes(dtype: DType, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A tensor of any bytes but for its half factors, which are between 0.001 and 0.1 in magnitude; flat."""
+    blocks = rng.integers(0, 256, (int(np.prod(shape)) // dtype.block_size, dtype.block_bytes), dtype=np.uint8)
+    for byte in BLOCK_FORMATS[dtype.name].halves:
+        factors = 10 ** rng.uniform(-3, -1, len(blocks)) * rng.choice([-1, 1], len(blocks))
+        blocks[:, byte : byte + 2] = factors.astype(np.float16).view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(-1)
 
 
 def held_inputs(op: OpDef, sample: Sample, arrays: Mapping[str, Array], dims: Mapping[str, int]) -> tuple[Array, ...]:

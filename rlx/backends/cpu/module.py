@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.backends.cpu import object_cache
+from rlx.backends.cpu import disk_cache, object_cache, weight_cache
 from rlx.backends.cpu.codegen import cache_key, compile_module, function_name, target_machine
 from rlx.backends.cpu.kernels.formats import pack_rows16
 from rlx.backends.cpu.llvm import binding
@@ -25,6 +25,7 @@ from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.threads import ThreadPool
 from rlx.core.type import TensorType
 from rlx.errors import InputError, TensorShapeError
+from rlx.io.identity import Identity
 from rlx.lir.program import ALIGNMENT, Buffer, Program
 from rlx.lir.sizes import SizeTable
 
@@ -46,6 +47,10 @@ class Weights(Protocol):
         """The bytes are no longer needed."""
         ...
 
+    def identity(self) -> Identity | None:
+        """What the source is known by, or None if nothing of it may be kept on disk."""
+        ...
+
 
 def aligned(nbytes: int) -> NDArray[np.uint8]:
     """Uninitialised bytes that start on a cache line."""
@@ -60,6 +65,7 @@ class CpuModule:
     Attributes:
         compile_seconds: time spent in code generation and LLVM, 0 with a warm cache.
         cached: whether the code came from the object cache.
+        weights_cached: whether the packed weights came from the weight cache.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class CpuModule:
         threads: int,
         cache: Path | None,
         progress: Callable[[int, int], None] | None = None,
+        cache_limit: int | None = None,
     ) -> None:
         self.program, self.target = program, target
         self._lock = threading.Lock()  # one run at a time: the tables are shared
@@ -79,8 +86,8 @@ class CpuModule:
         self.cached = code is not None
         if code is None:
             code = compile_module(program.kernels, target)
-            if cache:
-                object_cache.save(cache, key, code)
+            if cache and object_cache.save(cache, key, code) and cache_limit is not None:
+                disk_cache.trim(cache, cache_limit)
         self.compile_seconds = 0.0 if self.cached else time.perf_counter() - start
         names = [function_name(i, kernel) for i, kernel in enumerate(program.kernels)]
         self._library, addresses = _link(code, key, target, [*names, "rlx_run", "rlx_worker"])
@@ -89,7 +96,7 @@ class CpuModule:
         self._held: dict[int, Array] = {}
         self.weight_bytes = 0
         self._build_tables([addresses[name] for name in names])
-        self._load_weights(weights, progress)
+        self._load_weights(weights, progress, cache, cache_limit)
         self._arena: NDArray[np.uint8] = aligned(0)
 
     @property
@@ -125,18 +132,36 @@ class CpuModule:
         self._slot_lengths = np.array([len(slot) for slot in self.program.slots], np.int64)
         self._arena_table = SizeTable([self.program.buffers[buffer].type.nbytes for buffer in members])
 
-    def _load_weights(self, weights: Weights | None, progress: Callable[[int, int], None] | None) -> None:
+    def _load_weights(
+        self,
+        weights: Weights | None,
+        progress: Callable[[int, int], None] | None,
+        cache: Path | None,
+        cache_limit: int | None,
+    ) -> None:
         wanted = [(i, b) for i, b in enumerate(self.program.buffers) if b.kind in ("weight", "constant")]
         last_use = {buffer.name: i for i, buffer in wanted if buffer.kind == "weight"}
+        packed = [(i, b) for i, b in wanted if b.kind == "weight" and b.layout]
+        key, source = _weights_key(weights, [buffer for _, buffer in packed]) if cache else ("", "")
+        arrays = weight_cache.load(cache, key, len(packed)) if cache and key else None
+        found = dict(zip((index for index, _ in packed), arrays or (), strict=False))
+        self.weights_cached = arrays is not None
         for done, (index, buffer) in enumerate(wanted):
-            array = _constant(buffer) if buffer.kind == "constant" else _pack(buffer, weights)
+            if index in found:
+                array: Array = found[index]
+            else:
+                array = _constant(buffer) if buffer.kind == "constant" else _pack(buffer, weights)
+                if weights is not None and buffer.kind == "weight" and last_use[buffer.name] == index:
+                    weights.release(buffer.name)
             self._held[index] = array
             self._addresses[index] = array.ctypes.data
             self.weight_bytes += array.nbytes
-            if weights is not None and buffer.kind == "weight" and last_use[buffer.name] == index:
-                weights.release(buffer.name)
             if progress is not None:
                 progress(done + 1, len(wanted))
+        self._keeper = None
+        if cache and key and arrays is None:
+            kept = [self._held[index] for index, _ in packed]
+            self._keeper = weight_cache.KeepInBackground(cache, cache_limit, key, source, kept)
 
     # ---- running ----
 
@@ -184,6 +209,8 @@ class CpuModule:
     def close(self) -> None:
         """End the worker threads."""
         self._pool.close()
+        if self._keeper is not None:
+            self._keeper.hurry()
 
 
 def _link(code: bytes, key: str, target: Target, symbols: list[str]) -> tuple[Any, dict[str, int]]:
@@ -196,6 +223,19 @@ def _link(code: bytes, key: str, target: Target, symbols: list[str]) -> tuple[An
         builder.export_symbol(symbol)
     library = builder.link(jit, f"rlx_{key}")
     return (jit, library), {symbol: int(library[symbol]) for symbol in symbols}
+
+
+def _weights_key(weights: Weights | None, packed: Sequence[Buffer]) -> tuple[str, str]:
+    """The key of the packed weights and the name of their source; empty if they are not worth a file or unknown."""
+    nbytes = sum(size for buffer in packed if isinstance(size := buffer.type.nbytes, int))
+    identity = weights.identity() if weights is not None and nbytes >= weight_cache.MIN_BYTES else None
+    if identity is None:
+        return "", ""
+    tensors = [
+        weight_cache.PackedTensor(buffer.name, buffer.type.dtype.name, static_shape(buffer.type), buffer.layout)
+        for buffer in packed
+    ]
+    return weight_cache.entry_key(identity, tensors, pack_rows16), identity.name
 
 
 def _constant(buffer: Buffer) -> Array:

@@ -11,11 +11,11 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rlx.backends.cpu.cgroup import cpu_quota
 from rlx.backends.cpu.native import LINE, SLEEPING, WORDS
 
 IDLE_SPINS = 300_000
@@ -30,13 +30,8 @@ def available_cores() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:
         cores = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return max(1, cores)
+    quota = cpu_quota()
+    return max(1, cores if quota is None else min(cores, round(quota)))
 
 
 class ThreadPool:

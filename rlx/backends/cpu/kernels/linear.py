@@ -4,8 +4,17 @@
       for each tile of rows (8, then 4, then 1)
         for each block of k:   accumulate 16 outputs x rows, in registers
 
-Each output is reduced in one order: the integer sum of a block, then one fused multiply-add with the scales, blocks in
-the order of k (quantised); or one fused multiply-add per k (float). The tile does not enter into it.
+Each output is reduced in one order, and the tile does not enter into it. Float weights: one fused multiply-add per k.
+Integers: the chunks of 32 k in order, and for each of them, with u the unsigned bytes and x the int8 activations,
+
+    total = fma(sum(u x), scale * x_scale, total)                       scale and minimum of a chunk
+    total = fma(minimum, x_sum, total)
+
+    total = fma(sum over both halves of scales[half] * sum((u - zero) x), scale * x_scale, total)
+    total = fma(sum over both halves of minimums[half] * sum(x), minimum * x_scale, total)
+
+where the second form is for formats with small integer scales for each 16 k. Its sums are below 2^24 in magnitude
+(Q6_K: 2 * 128 * 16 * 32 * 127), so that they are exact in float32 as well.
 """
 
 from __future__ import annotations
@@ -14,8 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from rlx.backends.cpu.emit import F32, I32, LANES, VF, VI, Emit, Val
+from rlx.backends.cpu.emit import F32, I32, LANES, VF, VI, Emit, Val, Var
+from rlx.backends.cpu.kernels.byte_ops import half_sums
 from rlx.backends.cpu.kernels.formats import FORMATS, WeightFormat
+from rlx.backends.cpu.kernels.formats_blocks import IntegerChunk
 from rlx.backends.cpu.kernels.registry import Body, Setting, When, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
@@ -38,7 +49,7 @@ def _why_not(quantised: bool) -> When:
             return f"there is no layout for {weight.dtype} weights"
         if (x.dtype.name in ACTIVATION_TERMS) != quantised:
             return f"x is {x.dtype}"
-        if quantised and FORMATS[weight.dtype.name].quants is None:
+        if quantised and FORMATS[weight.dtype.name].integer is None:
             return f"a {weight.dtype} weight has no integer form"
         return None
 
@@ -62,7 +73,7 @@ def _plan(node: Node, target: Target) -> KernelPlan:
 @kernel(
     "linear",
     "integer",
-    help="int8 activations times 4- or 8-bit weights, 32-bit sums per block",
+    help="int8 activations times weights of 2 to 8 bits, 32-bit sums per chunk of 32",
     when=_why_not(quantised=True),
     plan=_plan,
 )
@@ -70,7 +81,8 @@ def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x quantised [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
     fmt = FORMATS[str(config["weight"])]
     terms = int(config["terms"])
-    _build(body, config, fmt, terms * ACTIVATION_BLOCK, partial(_integer_tile, terms))
+    x_block = terms * ACTIVATION_BLOCK * (fmt.block // q8_act.block_size)
+    _build(body, config, fmt, x_block, partial(_integer_tile, terms))
 
 
 @kernel(
@@ -127,43 +139,72 @@ def _store_columns(e: Emit, value: Val, address: Val, left: Val, config: Mapping
 
 
 def _integer_tile(terms: int, e: Emit, fmt: WeightFormat, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
-    if fmt.scales is None or fmt.quants is None:
+    if fmt.integer is None:
         return []
     sums = [e.var(0.0, VF) for _ in x]
-    with e.loop(0, blocks) as block:
-        address = e.at(weight, block * fmt.block_bytes)
-        scale, minimum = fmt.scales(e, address)
-        quants = fmt.quants(e, address)
+    with fmt.chunks(e, weight, blocks) as (place, number):
+        chunk = fmt.integer(e, place)
         for term in range(terms):
-            rows = [e.at(row, block * (terms * ACTIVATION_BLOCK) + term * ACTIVATION_BLOCK) for row in x]
-            for row, integer, total in zip(rows, _block_sums(e, fmt, rows, quants), sums, strict=True):
-                x_scale = e.splat(e.load(e.at(row, 32), F32))
-                x_sum = e.splat(e.load(e.at(row, 36), F32))
-                product_sum = e.fma(integer.to_float(), scale * x_scale, total.get())
-                total.set(e.fma(minimum, x_sum, product_sum))
+            rows = [e.at(row, number * (terms * ACTIVATION_BLOCK) + term * ACTIVATION_BLOCK) for row in x]
+            if chunk.scales.scales:
+                _add_halves(e, fmt, chunk, rows, sums)
+            else:
+                _add_whole(e, fmt, chunk, rows, sums)
     return [total.get() for total in sums]
 
 
-def _block_sums(e: Emit, fmt: WeightFormat, rows: Sequence[Val], quants: Sequence[tuple[int, Val]]) -> list[Val]:
-    """The integer sum of one block for every row."""
+def _add_whole(e: Emit, fmt: WeightFormat, chunk: IntegerChunk, rows: Sequence[Val], sums: Sequence[Var]) -> None:
+    """A chunk that has one scale and minimum."""
     # two chains of sums hide the latency where a tile has few rows
-    chains = [[e.typed(0, VI) for _ in range(2 if len(rows) < 4 else 1)] for _ in rows]
-    for index, (k, unsigned) in enumerate(quants):
-        for row, chain in zip(rows, chains, strict=True):
-            signed = e.splat(e.load(e.at(row, k), I32))
-            slot = index % len(chain)
-            chain[slot] = e.dot4(chain[slot], unsigned, signed, fmt.small)
-    return [chain[0] + chain[1] if len(chain) == 2 else chain[0] for chain in chains]
+    starts = [[e.typed(0, VI)] * (2 if len(rows) < 4 else 1) for _ in rows]
+    for row, parts, total in zip(rows, _dots(e, fmt, chunk, rows, starts), sums, strict=True):
+        integer = parts[0] + parts[1] if len(parts) == 2 else parts[0]
+        x_scale = e.splat(e.load(e.at(row, 32), F32))
+        product_sum = e.fma(integer.to_float(), chunk.scales.scale * x_scale, total.get())
+        if chunk.scales.minimum is not None:
+            product_sum = e.fma(chunk.scales.minimum, e.splat(e.load(e.at(row, 36), F32)), product_sum)
+        total.set(product_sum)
+
+
+def _add_halves(e: Emit, fmt: WeightFormat, chunk: IntegerChunk, rows: Sequence[Val], sums: Sequence[Var]) -> None:
+    """A chunk with integer scales, and perhaps minimums, of both halves."""
+    scales = chunk.scales
+    zeros = [half_sums(e, row, -chunk.zero) if chunk.zero else [e.typed(0, VI)] * 2 for row in rows]
+    for row, (low, high), total in zip(rows, _dots(e, fmt, chunk, rows, zeros, by_half=True), sums, strict=True):
+        x_scale = e.splat(e.load(e.at(row, 32), F32))
+        integer = scales.scales[0] * low + scales.scales[1] * high
+        product_sum = e.fma(integer.to_float(), scales.scale * x_scale, total.get())
+        if scales.minimum is not None:
+            x_low, x_high = half_sums(e, row, 1)
+            offset = scales.minimums[0] * x_low + scales.minimums[1] * x_high
+            product_sum = e.fma(offset.to_float(), scales.minimum * x_scale, product_sum)
+        total.set(product_sum)
+
+
+def _dots(
+    e: Emit,
+    fmt: WeightFormat,
+    chunk: IntegerChunk,
+    rows: Sequence[Val],
+    starts: Sequence[Sequence[Val]],
+    by_half: bool = False,
+) -> list[list[Val]]:
+    """For every row the integer sums of the chunk on top of its starts, one for each half of k or any words in each."""
+    parts = [list(start) for start in starts]
+    for index, (k, unsigned) in enumerate(chunk.words):
+        for row, part in zip(rows, parts, strict=True):
+            slot = k // 16 if by_half else index % len(part)
+            part[slot] = e.dot4(part[slot], unsigned, e.splat(e.load(e.at(row, k), I32)), fmt.small)
+    return parts
 
 
 def _float_tile(e: Emit, fmt: WeightFormat, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
     sums = [e.var(0.0, VF) for _ in x]
-    with e.loop(0, blocks) as block:
-        address = e.at(weight, block * fmt.block_bytes)
-        rows = [e.at(row, block * fmt.block, F32) for row in x]
+    with fmt.chunks(e, weight, blocks) as (place, number):
+        rows = [e.at(row, number * fmt.chunk, F32) for row in x]
         totals = [total.get() for total in sums]
-        for k in range(fmt.block):
-            values = fmt.floats(e, address, k)
+        for k in range(fmt.chunk):
+            values = fmt.floats(e, place, k)
             totals = [
                 e.fma(values, e.splat(e.load(row, F32, k)), total) for row, total in zip(rows, totals, strict=True)
             ]

@@ -207,10 +207,9 @@ def copy_row(body: Body, weight: str, table: Val, row: Val, target: Val, k: Val,
     blocks = k // fmt.block
     group = e.at(table, (row // LANES) * blocks * fmt.block_bytes)
     lane = row % LANES
-    with e.loop(0, blocks) as block:
-        values = fmt.row(e, e.at(group, block * fmt.block_bytes), lane)
-        for index, value in enumerate(values):
-            e.store(value if scale is None else value * scale, target, block * fmt.block + index * LANES)
+    with fmt.chunks(e, group, blocks) as (place, number):
+        for index, value in enumerate(fmt.row(e, place, lane)):
+            e.store(value if scale is None else value * scale, target, number * fmt.chunk + index * LANES)
 
 
 __all__ = ["VI", "copy_row", "strides_of"]
