@@ -86,19 +86,20 @@ class BlockFormat:
         return [half_column(blocks, byte) for byte in self.halves]
 
     def decode(self, blocks: Bytes) -> Floats:
-        """uint8 `[blocks, block_bytes]` to float32 `[blocks, block_size]`."""
+        """uint8 `[blocks, block_bytes]` to float32 `[blocks, block_size]`; a faulty factor gives infinity or NaN."""
         parts, factors = self.split(blocks), self.factors(blocks)
         if self.table:
             signed = np.array(self.table, np.float32)[parts.levels]
         else:
             signed = parts.levels.astype(np.float32) - np.float32(self.zero)
-        scale = factors[0] if parts.scales is None else factors[0] * parts.scales.astype(np.float32)
-        subs = scale.shape[1]
-        values = signed.reshape(len(blocks), subs, self.dtype.block_size // subs) * scale[:, :, None]
-        if parts.minimums is not None:
-            values -= (factors[1] * parts.minimums.astype(np.float32))[:, :, None]
-        elif len(factors) == 2:
-            values += factors[1][:, :, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = factors[0] if parts.scales is None else factors[0] * parts.scales.astype(np.float32)
+            sub_blocks = scale.shape[1]
+            values = signed.reshape(len(blocks), sub_blocks, self.dtype.block_size // sub_blocks) * scale[:, :, None]
+            if parts.minimums is not None:
+                values -= (factors[1] * parts.minimums.astype(np.float32))[:, :, None]
+            elif len(factors) == 2:
+                values += factors[1][:, :, None]
         return values.reshape(len(blocks), self.dtype.block_size)
 
 
