@@ -42,13 +42,24 @@ class LayerCache:
     window: int | None
 
 
+@dataclass(slots=True)
+class _SharedCache:
+    """The cache of all layers with one shape of keys: its number, its values now, and how many layers came by."""
+
+    index: int
+    layers: int
+    used: int
+    values: tuple[Value, Value]
+
+
 @dataclass(frozen=True, slots=True)
 class DerivedStep:
     """A derived step.
 
     Attributes:
         graph: the step program.
-        layers: the caches `k_cache.i` and `v_cache.i` of each attention layer, in order.
+        layers: what each attention layer caches, in order. Layers whose keys have one shape share the caches
+            `k_cache.i` and `v_cache.i`, page by page, so that a short text fills memory from one end.
         page_size: positions per page.
         cache_dtype: element type of the caches.
     """
@@ -119,7 +130,7 @@ class _Derivation:
         self.page_table = self.builder.input("page_table", TensorType(i32, (SEQUENCES, PAGES_OF_SEQUENCE)))
         self.logit_rows = self.builder.input("logit_rows", TensorType(i32, (LOGIT_ROWS,)))
         self.layers: list[LayerCache] = []
-        self.caches: list[tuple[str, Value]] = []
+        self.caches: dict[tuple[int, int], _SharedCache] = {}
 
     def run(self) -> DerivedStep:
         """Emit every node, then name the outputs."""
@@ -131,8 +142,9 @@ class _Derivation:
             few = name == "logits" or self.rows[value] is Kind.LAST
             location = producers[value].location if value in producers else Location(name)
             self.builder.output(name, self.at_logit_rows(value, location) if few else self.full[value])
-        for name, value in self.caches:
-            self.builder.output(name, value)
+        for cache in self.caches.values():
+            for half, value in zip("kv", cache.values, strict=True):
+                self.builder.output(f"{half}_cache.{cache.index}", value)
         return DerivedStep(self.builder.build(), tuple(self.layers), self.page_size, self.cache_dtype)
 
     def derive(self, node: Node, wide: set[Value]) -> None:
@@ -178,20 +190,36 @@ class _Derivation:
     def cached_attention(self, node: Node) -> Value:
         """Append k and v of the tokens to the cache, then attend over its pages."""
         q, k, v = (self.full[value] for value in node.inputs)
-        num_kv_heads = int_attr(node.attrs, "num_kv_heads")
-        head_dim = node.inputs[1].type.shape[-1]
-        head_dim = head_dim // num_kv_heads if isinstance(head_dim, int) else refuse(node, "the width is symbolic")
+        num_kv_heads, head_dim = _key_shape(node)
         window = int_attr(node.attrs, "window") if node.attrs["mask"] == "sliding" else None
-        names = [f"{half}_cache.{len(self.layers)}" for half in "kv"]
-        types = cache_types(PAGES, num_kv_heads, head_dim, self.page_size, self.cache_dtype)
-        caches = [self.builder.input(name, type_) for name, type_ in zip(names, types, strict=True)]
+        cache = self.cache_of((num_kv_heads, head_dim))
         emit = Emitter(self.builder, node.location)
         index = (self.positions, self.sequences, self.page_table)
-        updated = emit.many("cache_append", *caches, k, v, *index, dtype=self.cache_dtype)
+        pages: dict[str, AttrValue] = {"page_step": cache.layers, "page_offset": cache.used}
+        updated = emit.many("cache_append", *cache.values, k, v, *index, dtype=self.cache_dtype, **pages)
+        cache.values, cache.used = (updated[0], updated[1]), cache.used + 1
         self.layers.append(LayerCache(num_kv_heads, head_dim, window))
-        self.caches += zip(names, updated, strict=True)
         attrs = {name: node.attrs[name] for name in ("num_heads", "num_kv_heads", "scale", "softcap")}
-        return emit("paged_attention", q, *updated, *index, **attrs, window=window)
+        return emit("paged_attention", q, *updated, *index, **attrs, window=window, **pages)
+
+    def cache_of(self, shape: tuple[int, int]) -> _SharedCache:
+        """The cache of all layers with this number of KV heads and this head_dim; made when the first one is met."""
+        if shape not in self.caches:
+            layers = sum(node.op == "attention" and _key_shape(node) == shape for node in self.graph.nodes)
+            index = len(self.caches)
+            key_type, value_type = cache_types(PAGES * layers, *shape, self.page_size, self.cache_dtype)
+            keys = self.builder.input(f"k_cache.{index}", key_type)
+            values = self.builder.input(f"v_cache.{index}", value_type)
+            self.caches[shape] = _SharedCache(index, layers, 0, (keys, values))
+        return self.caches[shape]
+
+
+def _key_shape(node: Node) -> tuple[int, int]:
+    """KV heads and head_dim of an attention node."""
+    num_kv_heads, width = int_attr(node.attrs, "num_kv_heads"), node.inputs[1].type.shape[-1]
+    if not isinstance(width, int):
+        refuse(node, "the width is symbolic")
+    return num_kv_heads, width // num_kv_heads
 
 
 def _collapsed_attrs(node: Node, rows: RowKinds, count: Size) -> dict[str, AttrValue]:

@@ -31,7 +31,7 @@ _FOLDER_PATTERNS = (
     "modules.json",
 )
 # Which file of a repository of GGUF files is taken when none is named: small first.
-_PREFERRED = ("q4_1", "q4_0", "q8_0", "bf16", "f16", "f32")
+_PREFERRED = ("q4_k_m", "q4_1", "q4_0", "q5_k_m", "q6_k", "q8_0", "bf16", "f16", "f32")
 
 
 @dataclass(frozen=True, slots=True)

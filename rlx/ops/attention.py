@@ -252,6 +252,10 @@ repeat_kv = register(
 # ---- the paged form, used by the step program ----
 
 
+PAGE_ATTRIBUTES = (
+    Attribute("page_step", "layers that share the cache: page p of one is page p * page_step + page_offset of it", 1),
+    Attribute("page_offset", "which of those layers this is", 0),
+)
 CACHE_DTYPES = (f32, f16, bf16)
 """Element types a KV cache may have."""
 
@@ -281,8 +285,23 @@ def _check_cache(k_cache: TensorType, v_cache: TensorType, index: Types) -> tupl
     return sizes[0], sizes[1], sizes[2]
 
 
+def _check_pages(attrs: Attrs) -> None:
+    step, offset = int_attr(attrs, "page_step"), int_attr(attrs, "page_offset")
+    if not 0 <= offset < step:
+        raise ShapeError("page_offset has to be one of the layers that share the cache", found=f"{offset} of {step}")
+
+
+def _pages(table: Array, attrs: Mapping[str, Any], count: int) -> Array:
+    """Entries of a page table as pages of the cache, checked."""
+    pages = table * attrs["page_step"] + attrs["page_offset"]
+    check_index(table, max(count, 1), "a page")
+    check_index(pages, count, "a page")
+    return pages
+
+
 def _infer_cache_append(types: Types, attrs: Attrs) -> Types:
     check_arity(types, 7)
+    _check_pages(attrs)
     k_cache, v_cache, k, v = types[:4]
     heads, head_dim, _ = _check_cache(k_cache, v_cache, types[4:])
     if k != TensorType(f32, (types[4].shape[0], heads * head_dim)) or v != k:
@@ -298,8 +317,8 @@ def _reference_cache_append(inputs: tuple[Array, ...], attrs: Mapping[str, Any])
     page_size = k_cache.shape[3]
     check_index(sequences, len(page_table), "a sequence")
     check_index(positions, page_table.shape[1] * page_size, "a position")
-    check_index(page_table[sequences, positions // page_size], len(k_cache), "a page")
-    pages, slots = page_table[sequences, positions // page_size], positions % page_size
+    pages = _pages(page_table[sequences, positions // page_size], attrs, len(k_cache))
+    slots = positions % page_size
     k, v = (_as_stored(x, attrs["dtype"]).reshape(len(positions), *k_cache.shape[1:3]) for x in (k, v))
     k_cache[pages, :, :, slots], v_cache[pages, :, slots, :] = k, v
     return (k_cache, v_cache)
@@ -323,9 +342,7 @@ def _paged_index(rows: int) -> dict[int, Any]:
     }
 
 
-def _paged_sample_parts(kv_heads: int, head_dim: int, dtype: DType = f32) -> tuple[Types, Types]:
-    index = (TensorType(i32, (SEQ,)), TensorType(i32, (SEQ,)), TensorType(i32, (3, 2)))
-    return cache_types(6, kv_heads, head_dim, 16, dtype), index
+_SAMPLE_INDEX = (TensorType(i32, (SEQ,)), TensorType(i32, (SEQ,)), TensorType(i32, (3, 2)))
 
 
 def _cache_append_samples() -> Sequence[Sample]:
@@ -333,10 +350,11 @@ def _cache_append_samples() -> Sequence[Sample]:
     arrays = {4 + 3 + key: make for key, make in _paged_index(9).items()}
     cases: list[Sample] = []
     for dtype in CACHE_DTYPES:
-        caches, index = _paged_sample_parts(2, 16, dtype)
-        types = (*caches, kv, kv, *index)
+        types = (*cache_types(6, 2, 16, 16, dtype), kv, kv, *_SAMPLE_INDEX)
         cases.append(Sample(f"ragged_{dtype}", types, {"dtype": dtype}, {"seq": 7}, arrays=arrays))
-    return cases
+    shared = (*cache_types(18, 2, 16, 16), kv, kv, *_SAMPLE_INDEX)
+    attrs = {"page_step": 3, "page_offset": 2}
+    return (*cases, Sample("shared", shared, attrs, {"seq": 7}, arrays=arrays))
 
 
 cache_append = register(
@@ -347,13 +365,14 @@ cache_append = register(
         _reference_cache_append,
         Missing("primitive"),
         _cache_append_samples,
-        (Attribute("dtype", "element type of the caches: f32, f16 or bf16", f32),),
+        (Attribute("dtype", "element type of the caches: f32, f16 or bf16", f32), *PAGE_ATTRIBUTES),
     )
 )
 
 
 def _infer_paged_attention(types: Types, attrs: Attrs) -> Types:
     check_arity(types, 6)
+    _check_pages(attrs)
     q, k_cache, v_cache = types[:3]
     heads, head_dim, _ = _check_cache(k_cache, v_cache, types[3:])
     if check_heads(q, None, attrs) != head_dim or attrs["num_kv_heads"] != heads or q.rank != 2:
@@ -367,8 +386,7 @@ def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, An
     check_index(sequences, len(page_table), "a sequence")
     check_index(positions, page_table.shape[1] * k_cache.shape[3], "a position")
     for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
-        pages = page_table[sequence, : position // k_cache.shape[3] + 1]
-        check_index(pages, len(k_cache), "a page")
+        pages = _pages(page_table[sequence, : position // k_cache.shape[3] + 1], attrs, len(k_cache))
         keys = k_cache[pages].transpose(0, 3, 1, 2).reshape(-1, k_cache.shape[1] * k_cache.shape[2])
         values = v_cache[pages].transpose(0, 2, 1, 3).reshape(keys.shape)
         seen = causal_mask(np.array([position]), np.arange(len(keys)), attrs["window"])
@@ -378,14 +396,14 @@ def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, An
 
 def _paged_attention_samples() -> Sequence[Sample]:
     def case(name: str, dtype: DType = f32, **attrs: Any) -> Sample:
-        caches, index = _paged_sample_parts(2, 32, dtype)
+        caches = cache_types(6 * attrs.get("page_step", 1), 2, 32, 16, dtype)
         arrays = {3 + 3 + key: make for key, make in _paged_index(9).items()}
         complete = {"num_heads": 6, "num_kv_heads": 2, "scale": 0.2, **attrs}
-        types = (TensorType(f32, (SEQ, 6 * 32)), *caches, *index)
+        types = (TensorType(f32, (SEQ, 6 * 32)), *caches, *_SAMPLE_INDEX)
         return Sample(name, types, complete, {"seq": 7}, arrays=arrays, tolerance=1e-5)
 
     plain = (case("causal"), case("window", window=5), case("softcap", softcap=1.5))
-    return (*plain, case("f16", f16), case("bf16", bf16))
+    return (*plain, case("f16", f16), case("bf16", bf16), case("shared", page_step=3, page_offset=1))
 
 
 paged_attention = register(
@@ -396,6 +414,6 @@ paged_attention = register(
         _reference_paged_attention,
         Missing("primitive"),
         _paged_attention_samples,
-        HEAD_ATTRIBUTES,
+        (*HEAD_ATTRIBUTES, *PAGE_ATTRIBUTES),
     )
 )

@@ -191,14 +191,34 @@ def test_signature_of_the_step() -> None:
         ("sequences", "i32[T]"),
         ("page_table", "i32[S, P]"),
         ("logit_rows", "i32[R]"),
-        ("k_cache.0", "f32[N, 2, 8, 16]"),
+        ("k_cache.0", "f32[2*N, 2, 8, 16]"),
     ]
     outputs = {name: str(value.type) for name, value in step.graph.outputs}
     assert outputs["logits"] == "f32[R, 50]"
     caches = [name for name in inputs if "cache" in name]
-    assert caches == ["k_cache.0", "v_cache.0", "k_cache.1", "v_cache.1"]
+    assert caches == ["k_cache.0", "v_cache.0"]
     assert all(outputs[name] == inputs[name] for name in caches)
     assert step.bytes_per_page == 2 * 2 * 4 * 2 * 8 * 16
+
+
+def test_layers_with_keys_of_other_shapes_have_a_cache_of_their_own() -> None:
+    """Three layers of which the middle one has one wide head: the outer two share a cache."""
+
+    def attend(heads: int) -> Callable[[Emitter, Value], Value]:
+        shape = {"num_heads": heads, "num_kv_heads": heads, "scale": 0.3}
+        return lambda emit, x: emit("add", x, emit("attention", x, emit("tanh", x), emit("tanh", x), **shape))
+
+    flow = ModelFlow("wide").input("tokens", (BATCH, SEQ), i32).token_embed()
+    for heads in (4, 1, 4):
+        flow.custom(attend(heads))
+    graph = flow.lm_head(50, 32).build(WEIGHTS)
+    step = derive_step(graph, page_size=4)
+    caches = {name: str(value.type) for name, value in step.graph.inputs if name.startswith("k_cache")}
+    assert caches == {"k_cache.0": "f32[2*N, 4, 8, 4]", "k_cache.1": "f32[N, 1, 32, 4]"}
+    assert step.layers == (LayerCache(4, 8, None), LayerCache(1, 32, None), LayerCache(4, 8, None))
+    found = Stepper(step, WEIGHTS, IDS).all_logits(SCHEDULES["chunks_and_decodes"])
+    for ids, logits in zip(IDS, found, strict=True):
+        np.testing.assert_allclose(logits, plain_logits(graph, ids), atol=1e-12)
 
 
 def test_the_step_is_a_valid_graph_with_locations_and_text() -> None:

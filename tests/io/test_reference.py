@@ -363,7 +363,7 @@ GGUFS = ["m-Q4_0.gguf", "m-Q4_K_M.gguf", "m.Q8_0.gguf", "m-f16.gguf", "mmproj-f3
         ("q8_0", GGUFS, "m.Q8_0.gguf"),
         ("Q4_K_M", GGUFS, "m-Q4_K_M.gguf"),
         ("F16", GGUFS, "m-f16.gguf"),
-        (None, GGUFS, "m-Q4_0.gguf"),
+        (None, GGUFS, "m-Q4_K_M.gguf"),
         (None, ["only.gguf"], "only.gguf"),
         (None, ["config.json", "model.safetensors", *GGUFS], None),
     ],

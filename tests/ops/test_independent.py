@@ -86,6 +86,7 @@ def test_paged_attention_is_the_loop_over_positions(sample: str) -> None:
             values: list[Array] = []
             for past in range(first, position + 1):
                 page, slot = table[sequence, past // page_size], past % page_size
+                page = page * attrs["page_step"] + attrs["page_offset"]
                 keys.append(k_cache[page, head // group, :, slot])
                 values.append(v_cache[page, head // group, slot, :])
             part = slice(head * dim, (head + 1) * dim)
@@ -93,12 +94,14 @@ def test_paged_attention_is_the_loop_over_positions(sample: str) -> None:
     assert largest_difference(result, expected) <= TOLERANCE
 
 
-def test_cache_append_writes_each_token_to_its_page_and_nothing_else() -> None:
-    (k_cache, v_cache, k, v, positions, sequences, table), _, (keys, values) = run("cache_append", "ragged_f32")
+@pytest.mark.parametrize("sample", ["ragged_f32", "shared"])
+def test_cache_append_writes_each_token_to_its_page_and_nothing_else(sample: str) -> None:
+    (k_cache, v_cache, k, v, positions, sequences, table), attrs, (keys, values) = run("cache_append", sample)
     _, heads, dim, page_size = k_cache.shape
     expected_keys, expected_values = k_cache.copy(), v_cache.copy()
     for row in range(len(positions)):
         page, slot = table[sequences[row], positions[row] // page_size], positions[row] % page_size
+        page = page * attrs["page_step"] + attrs["page_offset"]
         for head in range(heads):
             for d in range(dim):
                 expected_keys[page, head, d, slot] = k[row, head * dim + d]

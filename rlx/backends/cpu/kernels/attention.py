@@ -31,6 +31,11 @@ def _cache_sizes(node: Node, first: int) -> tuple[int, int, int]:
     return tuple(static_axis(cache, axis, "a cache axis") for axis in (1, 2, 3))  # type: ignore[return-value]
 
 
+def _page_numbers(node: Node) -> tuple[int, int]:
+    """Step and offset from pages of the layer to pages of the cache: sizes, so that layers share one kernel."""
+    return int_attr(node.attrs, "page_step"), int_attr(node.attrs, "page_offset")
+
+
 def _plan_append(node: Node, target: Target) -> KernelPlan:
     heads, head_dim, page = _cache_sizes(node, 0)
     tokens, table = node.inputs[4].type, node.inputs[6].type
@@ -40,13 +45,16 @@ def _plan_append(node: Node, target: Target) -> KernelPlan:
         "page": page,
         "cache": str(node.inputs[0].type.dtype),
     }
-    sizes = (*table.shape, node.inputs[0].type.shape[0])
+    sizes = (*table.shape, node.inputs[0].type.shape[0], *_page_numbers(node))
     return KernelPlan("rows", config, sizes, tokens.shape[0], {}, {0: 0, 1: 1})
 
 
 @kernel("cache_append", "rows", help="one token at a time, in place", when=always, plan=_plan_append)
 def build_append(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: k_cache, v_cache, k, v, positions, sequences, page_table; sizes sequences, table pages, cache pages."""
+    """Buffers: k_cache, v_cache, k, v, positions, sequences, page_table.
+
+    Sizes: sequences, pages of the table, pages of the cache, page step, page offset.
+    """
     e = body.e
     heads, head_dim, page = (int(config[name]) for name in ("kv_heads", "head_dim", "page"))
     k_cache, v_cache, k, v, positions, sequences, table = (body.buffer(i) for i in range(7))
@@ -54,7 +62,7 @@ def build_append(body: Body, config: Mapping[str, Setting]) -> None:
     with e.loop(body.begin, body.end) as row:
         position = body.checked_index(e.load(positions, I32, row).sext(I64), body.size(1) * page)
         entry = _table_entry(body, e.load(sequences, I32, row).sext(I64), position // page)
-        base = body.checked_index(e.load(table, I32, entry).sext(I64), body.size(2)) * (width * page)
+        base = _physical_page(body, table, entry, 3) * (width * page)
         slot = position % page
         with e.loop(0, heads) as head:
             source = row * width + head * head_dim
@@ -62,6 +70,12 @@ def build_append(body: Body, config: Mapping[str, Setting]) -> None:
             with e.loop(0, head_dim) as d:
                 e.store(_to_cache(e, e.load(k, F32, source + d), cache), k_cache, target + d * page + slot)
                 e.store(_to_cache(e, e.load(v, F32, source + d), cache), v_cache, target + slot * head_dim + d)
+
+
+def _physical_page(body: Body, table: Val, entry: Val, step: int) -> Val:
+    """The page of the cache behind an entry of the table; page step and offset are the sizes from `step` on."""
+    page = body.e.load(table, I32, entry).sext(I64)
+    return body.checked_index(page * body.size(step) + body.size(step + 1), body.size(2))
 
 
 def _to_cache(e: Emit, value: Val, cache: str) -> Val:
@@ -98,7 +112,7 @@ def _plan_attention(node: Node, target: Target) -> KernelPlan:
         "cache": str(node.inputs[1].type.dtype),
     }
     tokens, table = node.inputs[3].type, node.inputs[5].type
-    sizes = (*table.shape, node.inputs[1].type.shape[0], tokens.shape[0])
+    sizes = (*table.shape, node.inputs[1].type.shape[0], tokens.shape[0], *_page_numbers(node))
     return KernelPlan("online", config, sizes, heads * tokens.shape[0])
 
 
@@ -117,7 +131,7 @@ def _attention_why_not(node: Node, target: Target) -> str | None:
 def build_attention(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: q, k_cache, v_cache, positions, sequences, page_table, out.
 
-    Sizes: sequences, pages of the table, pages of the cache, tokens.
+    Sizes: sequences, pages of the table, pages of the cache, tokens, page step, page offset.
     """
     e = body.e
     frame = _Frame(body, config)
@@ -160,7 +174,6 @@ class _Frame:
         self.q, self.k, self.v, self.positions, self.sequences, self.table, self.out = (
             body.buffer(i) for i in range(7)
         )
-        self.cache_pages = body.size(2)
         self.group = self.heads // self.kv_heads
         self.entries = body.size(3) * self.group  # of one KV head: its query heads of each token
         self.block_pages = max(1, BLOCK // self.page)
@@ -235,7 +248,7 @@ def _finish(frame: _Frame, row: _Row, index: int) -> None:
 def _page_address(frame: _Frame, cache: Val, kv_head: Val, sequence: Val, logical: Val) -> Val:
     e = frame.e
     entry = _table_entry(frame.body, sequence, logical)
-    physical = frame.body.checked_index(e.load(frame.table, I32, entry).sext(I64), frame.cache_pages)
+    physical = _physical_page(frame.body, frame.table, entry, 4)
     return e.at(
         cache,
         (physical * frame.kv_heads + kv_head) * (frame.head_dim * frame.page),
