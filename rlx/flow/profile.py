@@ -30,7 +30,7 @@ class Profile:
     """The choices of a compilation.
 
     Attributes:
-        precision: "fast" (int8 activations for quantised weights, bf16 products where the host has them), or "exact"
+        precision: "fast" (int8 activations for quantised weights), or "exact"
             (float32).
         fusion: fuse ops into fewer steps.
         backend: "cpu", "reference" (the NumPy oracle) or "null" (compiles, runs nothing).

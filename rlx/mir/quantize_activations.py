@@ -37,11 +37,13 @@ def final_values(graph: Graph) -> set[Value]:
 
     An output that the graph goes on with (a tap of the residual stream) is not final: looking must not change anything.
     """
-    read, uses = {value for node in graph.nodes for value in node.inputs}, graph.uses()
-    final = {value for _, value in graph.outputs if value not in read}
+    reads: dict[Value, int] = {}
+    for value in (value for node in graph.nodes for value in node.inputs):
+        reads[value] = reads.get(value, 0) + 1
+    final = {value for _, value in graph.outputs if value not in reads}
     for node in reversed(graph.nodes):
         if node.op in ("elementwise", "reshape") and any(value in final for value in node.outputs):
-            final.update(value for value in node.inputs if uses[value] == 1)
+            final.update(value for value in node.inputs if reads[value] == 1)
     return final
 
 

@@ -258,6 +258,7 @@ PAGE_ATTRIBUTES = (
 )
 CACHE_DTYPES = (f32, f16, bf16)
 """Element types a KV cache may have."""
+LARGEST_HALF = 65504.0
 
 
 def cache_types(
@@ -325,9 +326,11 @@ def _reference_cache_append(inputs: tuple[Array, ...], attrs: Mapping[str, Any])
 
 
 def _as_stored(x: Array, dtype: DType) -> Array:
-    """Rounded to the elements of the cache."""
+    """Rounded to the elements of the cache; float16 is held at the ends of its range."""
     if dtype == f32:
         return x
+    if dtype == f16:
+        x = np.clip(x, -LARGEST_HALF, LARGEST_HALF)
     from rlx.core.storage import decode, encode
 
     return decode(dtype, encode(dtype, np.ascontiguousarray(x, np.float32)), x.shape).astype(x.dtype)

@@ -15,6 +15,7 @@ from rlx.backends.cpu.module import CpuModule
 from rlx.core.bind import concrete_shape
 from rlx.errors import InputError, RlxError
 from rlx.hir.derive_step import DerivedStep
+from rlx.runtime.executable import empty
 
 Ints = NDArray[np.int32]
 
@@ -28,6 +29,9 @@ class Session:
         vocab_size: logits of a row.
         num_pages: pages of the cache.
         max_context: most positions of one sequence.
+
+    Attributes:
+        taps: the other outputs of the flow in the last run, a row for each of its tokens.
     """
 
     def __init__(
@@ -37,7 +41,9 @@ class Session:
         self.vocab_size, self.num_pages, self.max_context = vocab_size, num_pages, max_context
         self.page_size = derived.page_size
         self._inputs = dict(module.program.inputs)
-        self._logits = dict(module.program.outputs)["logits"]
+        buffers = module.program.buffers
+        self._results = {name: index for name, index in module.program.outputs if buffers[index].kind == "output"}
+        self.taps: dict[str, NDArray[Any]] = {}
         # zeros, so that masked slots of a page hold finite numbers; the system maps them when they are first written
         self._memory: dict[int, NDArray[Any]] = {}
         for name, value in derived.graph.inputs:
@@ -59,23 +65,22 @@ class Session:
         Raises:
             InputError: an array has a wrong shape, or a value that points outside of the program's tables.
         """
+        # taken before the check: a close in another thread sets the flag first and lets go of the caches afterwards
+        memory = dict(self._memory)
         if self._is_closed:
             raise RlxError("the session is closed", fix="load the model again")
+        page_table = _checked("page_table", page_table, 2, self.num_pages, "pages of the cache")
+        tokens = _checked("tokens", tokens, 1, self.vocab_size, "token ids below the vocabulary size")
         given = {
-            "tokens": (tokens, self.vocab_size, "token ids below the vocabulary size"),
             "positions": (positions, self.max_context, "positions below the context length"),
             "sequences": (sequences, page_table.shape[0], "rows of the page table"),
-            "page_table": (page_table, self.num_pages, "pages of the cache"),
             "logit_rows": (logit_rows, len(tokens), "rows of this step"),
         }
-        memory = dict(self._memory)
-        for name, (array, limit, meaning) in given.items():
-            checked = _checked(name, array, 2 if name == "page_table" else 1, limit, meaning)
-            if name in self._inputs:
-                memory[self._inputs[name]] = checked
+        checked = {name: _checked(name, array, 1, limit, meaning) for name, (array, limit, meaning) in given.items()}
         self._check_rows(tokens, positions, sequences, page_table)
-        logits = np.empty((len(logit_rows), self.vocab_size), np.float32)
-        memory[self._logits] = logits
+        for name, array in {"tokens": tokens, "page_table": page_table, **checked}.items():
+            if name in self._inputs:
+                memory[self._inputs[name]] = array
         dims = {
             "T": len(tokens),
             "S": page_table.shape[0],
@@ -83,8 +88,11 @@ class Session:
             "R": len(logit_rows),
             "N": self.num_pages,
         }
+        results = {name: empty(self.module.program.buffers[buffer], dims) for name, buffer in self._results.items()}
+        memory |= {self._results[name]: array for name, array in results.items()}
         self.module.run(dims, memory)
-        return logits
+        self.taps = {name: array for name, array in results.items() if name != "logits"}
+        return results["logits"]
 
     def _check_rows(self, tokens: Ints, positions: Ints, sequences: Ints, page_table: Ints) -> None:
         if not len(tokens) or len(positions) != len(tokens) or len(sequences) != len(tokens):
@@ -98,6 +106,12 @@ class Session:
             raise InputError(
                 "a position lies outside of the page table", found=int(positions.max()), expected=f"below {room}"
             )
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give back memory and threads; calling it twice is allowed."""

@@ -53,10 +53,12 @@ def _emit_kernel(module: Any, name: str, kernel: Kernel, target: Target) -> None
 
 @cache
 def backend_version() -> str:
-    """A digest of the sources of this backend and of LLVM's version: what else decides the code."""
+    """A digest of LLVM's version and of the sources that decide the code: this backend, the formats and the ops."""
     digest = hashlib.sha256(llvm.versions().encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    package = Path(__file__).parents[2]
+    for folder in (Path(__file__).parent, package / "core", package / "ops"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

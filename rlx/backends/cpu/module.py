@@ -94,6 +94,7 @@ class CpuModule:
         self._pool = ThreadPool(addresses["rlx_run"], addresses["rlx_worker"], threads, self._library)
         self._fault = np.zeros(8, np.int64)
         self._held: dict[int, Array] = {}
+        self._external = {i for i, buffer in enumerate(program.buffers) if buffer.kind in ("input", "output")}
         self.weight_bytes = 0
         self._build_tables([addresses[name] for name in names])
         self._load_weights(weights, progress, cache, cache_limit)
@@ -169,8 +170,11 @@ class CpuModule:
         """Run the program for given sizes, with `memory` for its inputs and outputs by buffer.
 
         Raises:
-            InputError: an index in the inputs lies outside of its table.
+            InputError: an input or output has no memory, or an index in the inputs lies outside of its table.
         """
+        if not self._external <= memory.keys():
+            missing = [self.program.buffers[buffer].name for buffer in self._external - memory.keys()]
+            raise InputError("inputs and outputs need memory", where=self.program.name, found=f"none for {missing}")
         with self._lock:
             if self._arena_buffers.size:
                 self._place_arena(dims)
@@ -207,7 +211,7 @@ class CpuModule:
         return self._held[buffer]
 
     def close(self) -> None:
-        """End the worker threads."""
+        """End the worker threads; a later run is the caller's alone."""
         self._pool.close()
         if self._keeper is not None:
             self._keeper.hurry()

@@ -17,6 +17,7 @@ import numpy as np
 
 from rlx.backends.cpu.cgroup import cpu_quota
 from rlx.backends.cpu.native import LINE, SLEEPING, WORDS
+from rlx.errors import OptionError
 
 IDLE_SPINS = 300_000
 """About 10 ms: longer than the Python work between two tokens, short enough to leave an idle machine alone."""
@@ -61,8 +62,15 @@ class ThreadPool:
         workers: list[threading.Thread] = []
         for index, wake in enumerate(self._wake):
             arguments = ([self._memory, code], self._address, self._worker, index, wake)
-            workers.append(threading.Thread(target=_serve, args=arguments, name=f"rlx-{index + 1}", daemon=True))
-            workers[-1].start()
+            worker_thread = threading.Thread(target=_serve, args=arguments, name=f"rlx-{index + 1}", daemon=True)
+            try:
+                worker_thread.start()
+            except RuntimeError as error:
+                _stop(self.state, self._wake, workers)
+                raise OptionError(
+                    "the system gives no more threads", found=f"{index + 1} of {threads}", fix="ask for fewer threads"
+                ) from error
+            workers.append(worker_thread)
         self._finalizer = weakref.finalize(self, _stop, self.state, self._wake, workers)
 
     def run(self, steps: int, count: int, fault: int) -> int:

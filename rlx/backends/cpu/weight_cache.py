@@ -158,7 +158,7 @@ class KeepInBackground:
 
     def _run(self, folder: Path, limit: int | None, key: str, source: str, arrays: Sequence[Bytes]) -> None:
         self._start.wait(PATIENCE_SECONDS)
-        if disk_cache.entry_path(folder, "weights", key).exists():  # another process was faster
+        if os.path.exists(disk_cache.entry_path(folder, "weights", key)):  # another process was faster
             return
         if limit is not None and sum(array.nbytes for array in arrays) > limit:
             return

@@ -18,6 +18,7 @@ from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
 from rlx.core.graph import Node
+from rlx.ops.attention import LARGEST_HALF
 from rlx.ops.op import float_attr, int_attr, optional_float, static_axis
 
 ROWS = 4
@@ -81,7 +82,11 @@ def _physical_page(body: Body, table: Val, entry: Val, step: int) -> Val:
 def _to_cache(e: Emit, value: Val, cache: str) -> Val:
     if cache == "f32":
         return value
-    return e.float_to_half(value) if cache == "f16" else e.float_to_bf16(value)
+    if cache == "bf16":
+        return e.float_to_bf16(value)
+    # held at the ends of the range: an infinite key or value would make every later row not-a-number
+    value = e.select(value > LARGEST_HALF, e.like(LARGEST_HALF, value), value)
+    return e.float_to_half(e.select(value < -LARGEST_HALF, e.like(-LARGEST_HALF, value), value))
 
 
 def _from_cache(e: Emit, cache: str, address: Val, lanes: int, index: Val) -> Val:
@@ -228,10 +233,21 @@ def _tile(frame: _Frame, count: int, kv_head: Val, first: Val, run: Val, sequenc
             _rescale(frame, index, correction)
         with e.loop(pages[0], pages[1]) as logical:
             values = _page_address(frame, frame.v, kv_head, sequence, logical)
-            _accumulate(frame, count, values, (logical - base) * page)
+            with e.either(_all_seen(frame, rows, logical * page)) as (whole, part):
+                with whole:
+                    _accumulate(frame, count, values, (logical - base) * page, e.i64(page), masked=False)
+                with part:
+                    stop = e.minimum(rows[-1].position + 1 - logical * page, page)
+                    _accumulate(frame, count, values, (logical - base) * page, stop, masked=True)
     for index, row in enumerate(rows):
         with e.when(run > index):
             _finish(frame, row, index)
+
+
+def _all_seen(frame: _Frame, rows: Sequence[_Row], first: Val) -> Val:
+    """Whether every row sees every key of the page that starts at position `first`."""
+    seen = rows[0].position >= first + (frame.page - 1)
+    return seen & (rows[-1].position - first < frame.window) if frame.window else seen
 
 
 def _finish(frame: _Frame, row: _Row, index: int) -> None:
@@ -338,8 +354,12 @@ def _rescale(frame: _Frame, index: int, correction: Val) -> None:
             offset += width
 
 
-def _accumulate(frame: _Frame, count: int, values: Val, first: Val) -> None:
-    """Add weight * value, keys in order. A weight of 0 leaves a sum as it is (caches hold finite numbers)."""
+def _accumulate(frame: _Frame, count: int, values: Val, first: Val, stop: Val, *, masked: bool) -> None:
+    """Add weight * value of the keys before `stop`, in order.
+
+    Where some rows do not see a key (`masked`), its weight is 0 for them, and 0 stands for its value: what a later
+    token or an earlier owner of the page left there may be infinite.
+    """
     e = frame.e
     for start, lanes in _pieces(frame.head_dim):
         offsets = [start + sum(lanes[:i]) for i in range(len(lanes))]
@@ -350,7 +370,7 @@ def _accumulate(frame: _Frame, count: int, values: Val, first: Val) -> None:
             ]
             for r in range(count)
         ]
-        with e.loop(0, frame.page) as key:
+        with e.loop(0, stop) as key:
             loaded = [
                 _from_cache(e, frame.cache, values, width, key * frame.head_dim + offset)
                 for offset, width in zip(offsets, lanes, strict=True)
@@ -358,7 +378,8 @@ def _accumulate(frame: _Frame, count: int, values: Val, first: Val) -> None:
             for r in range(count):
                 weight = e.load(frame.weights, F32, first + key + r * frame.block)
                 for variable, value in zip(sums[r], loaded, strict=True):
-                    variable.set(e.fma(value, e.splat(weight, _lanes(value)), variable.get()))
+                    seen = e.select(weight > 0.0, value, 0.0) if masked else value
+                    variable.set(e.fma(seen, e.splat(weight, _lanes(value)), variable.get()))
         for r in range(count):
             for variable, offset in zip(sums[r], offsets, strict=True):
                 e.store(variable.get(), e.at(frame.sums, r * frame.head_dim + offset, F32))

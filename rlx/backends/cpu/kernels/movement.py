@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlx.backends.cpu.emit import F32, I32, I64, LANES, VI, Val, ir, vec
+from rlx.backends.cpu.emit import F32, I32, I64, LANES, Val, ir, vec
 from rlx.backends.cpu.kernels.formats import FORMATS
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.target import Target
@@ -210,6 +210,3 @@ def copy_row(body: Body, weight: str, table: Val, row: Val, target: Val, k: Val,
     with fmt.chunks(e, group, blocks) as (place, number):
         for index, value in enumerate(fmt.row(e, place, lane)):
             e.store(value if scale is None else value * scale, target, number * fmt.chunk + index * LANES)
-
-
-__all__ = ["VI", "copy_row", "strides_of"]
