@@ -18,10 +18,10 @@ from typing import TypeVar
 from rlx.config import settings
 from rlx.core.backend import Backend
 from rlx.core.graph import Graph, Node
-from rlx.core.rewrite import eliminate_dead, merge_common
 from rlx.core.text import print_graph
 from rlx.core.verify import verify
 from rlx.errors import CompileError, RlxError, StorageError
+from rlx.hir.simplify import simplify
 from rlx.lir.lower import lower
 from rlx.lir.overlap_steps import overlap_steps
 from rlx.lir.plan_memory import plan_memory
@@ -119,14 +119,14 @@ def compile_graph(
     stages = Stages(settings().dump)
     level = level_of(graph)
     hir = stages.keep("input", level, graph)
-    hir = stages.run("simplify", level, hir, lambda g: eliminate_dead(merge_common(g)))
+    hir = stages.run("simplify", level, hir, simplify)
     mir = stages.run("legalize", "mir", hir, lambda g: legalize(g, backend))
     if fusion:
         mir = stages.run("fuse_elementwise", "mir", mir, fuse_elementwise)
     if precision == "fast":
         mir = stages.run("quantize_activations", "mir", mir, lambda g: quantize_activations(g, backend))
         mir = stages.run("fuse_quantize", "mir", mir, lambda g: fuse_quantize(g, backend))
-    mir = stages.run("simplify", "mir", mir, lambda g: eliminate_dead(merge_common(g)))
+    mir = stages.run("simplify", "mir", mir, simplify)
     program = stages.run("lower", "lir", mir, lambda g: lower(g, backend))
     if fusion:
         program = stages.keep("overlap_steps", "lir", overlap_steps(program))

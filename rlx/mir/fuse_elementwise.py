@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from rlx.core.dtype import boolean, f32
 from rlx.core.graph import Graph, Node, Value
+from rlx.core.rewrite import eliminate_dead
 from rlx.ops.elementwise import SCALAR_OPS, Expression, parse_expression, print_expression, renumber
 
 MAX_OPERATIONS = 24
@@ -26,7 +27,7 @@ def fuse_elementwise(graph: Graph) -> Graph:
         fused[node.output] = (expression, operands)
         attrs = {**node.attrs, "expression": print_expression(expression)}
         nodes.append(Node(node.op, operands, attrs, node.outputs, node.location))
-    return Graph(graph.name, graph.inputs, _live(graph, nodes), graph.outputs)
+    return eliminate_dead(Graph(graph.name, graph.inputs, tuple(nodes), graph.outputs))
 
 
 def _inline(
@@ -76,13 +77,3 @@ def _literal(node: Node | None) -> float | None:
         return None
     values = node.attrs["values"]
     return float(values[0]) if isinstance(values, tuple) and isinstance(values[0], (int, float)) else None
-
-
-def _live(graph: Graph, nodes: list[Node]) -> tuple[Node, ...]:
-    needed = {value for _, value in graph.outputs}
-    kept: list[Node] = []
-    for node in reversed(nodes):
-        if any(value in needed for value in node.outputs):
-            needed.update(node.inputs)
-            kept.append(node)
-    return tuple(reversed(kept))

@@ -145,16 +145,20 @@ def _emit_run_steps(module: Any, target: Target) -> Any:
             with alone:
                 _call_kernel(e, row, e.i64(0), units, fault)
             with together:
-                chunks = e.minimum(units, threads * CHUNKS_PER_THREAD)
-                _share_step(e, row, units, chunks, fault)
+                _share_step(e, row, units, _chunks(e, units, threads), fault)
                 with e.loop(0, e.load(row, I64, STEP.group)) as back:
                     _wait_for_step(e, state, e.at(row, -(back * STEP.count), I64), threads)
     _finish(e, None)
     return function
 
 
+def _chunks(e: Emit, units: Val, threads: Val) -> Val:
+    """How many chunks the units of a step make: whoever takes one and whoever waits for all must agree."""
+    return e.minimum(units, threads * CHUNKS_PER_THREAD)
+
+
 def _wait_for_step(e: Emit, state: Val, row: Val, threads: Val) -> None:
-    chunks = e.minimum(e.load(row, I64, STEP.units), threads * CHUNKS_PER_THREAD)
+    chunks = _chunks(e, e.load(row, I64, STEP.units), threads)
     done = _word(e, row, STEP.done)
     _spin(e, state, lambda: _atomic_load(e, done) < chunks)
 

@@ -33,19 +33,9 @@ class Target:
     avx2: bool
 
     @property
-    def lanes(self) -> int:
-        """Float32 lanes of one register."""
-        return self.vector_bits // 32
-
-    @property
     def key(self) -> str:
         """What the object cache goes by."""
         return f"{self.name}|{self.triple}|{self.cpu}|{self.features}"
-
-    @property
-    def num_registers(self) -> int:
-        """Vector registers, counted in 16-lane values: what a tile of accumulators may use."""
-        return 32 if self.vector_bits == 512 else 8
 
 
 @dataclass(frozen=True, slots=True)

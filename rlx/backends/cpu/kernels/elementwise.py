@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlx.backends.cpu.emit import F32, I1, I8, I32, LANES, Emit, Val, ir, vec
+from rlx.backends.cpu.emit import F32, I1, I8, I32, LANES, Emit, Val, vec
 from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
 from rlx.backends.cpu.kernels.store import QUANTISED_BLOCK, QUANTISED_BYTES, store_quantised
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.vmath import SCALAR_EMITTERS
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import Shape, Size, divide_exact, product
-from rlx.core.dtype import ACTIVATION_TERMS, DType
+from rlx.core.dtype import ACTIVATION_TERMS
 from rlx.core.graph import Node
 from rlx.core.type import TensorType
 from rlx.ops.elementwise import Expression, parse_expression
@@ -168,8 +168,3 @@ def _build_quantised(body: Body, expression: Expression, loader: _Loader, terms:
         base = block * QUANTISED_BLOCK
         values = [_evaluate(e, expression, loader.load(e.i64(part), base, None)) for part in (0, LANES)]
         store_quantised(e, values, e.at(loader.out, block * (terms * QUANTISED_BYTES)), terms)
-
-
-def lane_type(dtype: DType) -> object:
-    """The LLVM type of an element in memory."""
-    return ELEMENTS.get(dtype.name, ir.IntType(8 * dtype.block_bytes))
