@@ -9,7 +9,7 @@
             .lm_head(config.vocab_size, config.hidden_size, tied=True))
     graph = flow.build(weights)
 
-Next: `context.py` for what a block can reach, `blocks/` for the blocks, `rlx/models/llama.py` for a whole model.
+Next: `context.py` for what a block can reach, `blocks/` for the blocks, `rlx/models/decoder.py` for a whole model.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from rlx.core.dtype import bf16, f16, f32, from_numpy
 from rlx.core.storage import decode
 from rlx.core.type import TensorType
 from rlx.errors import InputError, MissingTensorError
+from rlx.flow.tensor_part import TensorPart
 from rlx.io.checkpoint import Checkpoint, TensorInfo, usable_tensor
 from rlx.io.identity import Identity
 
@@ -142,11 +143,13 @@ class MappedWeights:
 
     Args:
         checkpoint: the open file or folder.
-        names: key of the flow to name in the checkpoint; a key may be listed that the checkpoint lacks.
+        names: key of the flow to the name in the checkpoint, or to a part of a tensor; a key may be listed that the
+            checkpoint lacks.
     """
 
-    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
-        self.checkpoint, self._names = checkpoint, names
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str | TensorPart]) -> None:
+        self.checkpoint = checkpoint
+        self._parts = {key: TensorPart(name) if isinstance(name, str) else name for key, name in names.items()}
 
     def type_of(self, key: str) -> TensorType:
         """See `WeightSource.type_of`.
@@ -154,46 +157,52 @@ class MappedWeights:
         Raises:
             UnsupportedModelError: the tensor has a type RLX cannot compute with.
         """
-        info = usable_tensor(self.checkpoint.tensors, self._name(key), self.checkpoint.path)
-        return TensorType(f32 if _is_half_vector(info) else info.dtype, info.shape)
+        part = self._part(key)
+        info = usable_tensor(self.checkpoint.tensors, part.name, self.checkpoint.path)
+        return TensorType(f32 if _is_half_vector(info) else info.dtype, part.shape(info))
 
     def __contains__(self, key: object) -> bool:
-        return self._names.get(str(key)) in self.checkpoint.tensors
+        part = self._parts.get(str(key))
+        return part is not None and part.name in self.checkpoint.tensors
 
     def keys(self) -> Iterable[str]:
         """Every key whose tensor the checkpoint holds."""
-        return [key for key, name in self._names.items() if name in self.checkpoint.tensors]
+        return [key for key, part in self._parts.items() if part.name in self.checkpoint.tensors]
 
     def raw(self, key: str) -> NDArray[np.uint8]:
         """See `WeightSource.raw`: a view of the mapped file, or a copy for a converted vector."""
-        name = self._name(key)
-        info, data = self.checkpoint.tensors[name], self.checkpoint.data(name)
-        return decode(info.dtype, data, info.shape).view(np.uint8) if _is_half_vector(info) else data
+        part = self._part(key)
+        info = self.checkpoint.tensors[part.name]
+        data = part.bytes_of(info, self.checkpoint.data(part.name))
+        return decode(info.dtype, data, part.shape(info)).view(np.uint8) if _is_half_vector(info) else data
 
     def release(self, key: str) -> None:
         """See `WeightSource.release`."""
-        self.checkpoint.release(self._name(key))
+        self.checkpoint.release(self._part(key).name)
 
     def describe(self, key: str) -> str:
         """Where a weight is looked for, for a message."""
-        return f"{self._names.get(key, key)!r} in {self.checkpoint.path}"
+        part = self._parts.get(key)
+        return f"{(part.name if part else key)!r} in {self.checkpoint.path}"
 
     def identity(self) -> Identity | None:
         """That of the checkpoint together with the names the keys stand for."""
         source = self.checkpoint.identity()
-        digest = hashlib.sha256(f"{source.digest}\n{sorted(self._names.items())}".encode())
+        digest = hashlib.sha256(
+            f"{source.digest}\n{sorted((key, repr(part)) for key, part in self._parts.items())}".encode()
+        )
         return Identity(digest.hexdigest(), source.name)
 
-    def _name(self, key: str) -> str:
+    def _part(self, key: str) -> TensorPart:
         if key not in self:
-            name = self._names.get(key, key)
+            name = self._parts[key].name if key in self._parts else key
             raise MissingTensorError(
                 "the checkpoint does not hold this tensor",
                 where=str(self.checkpoint.path),
                 found=f"no {name!r}",
                 expected=f"the weight {key}" if name != key else None,
             )
-        return self._names[key]
+        return self._parts[key]
 
 
 def _is_half_vector(info: TensorInfo) -> bool:

@@ -6,27 +6,65 @@ In: GGUF metadata or a parsed config.json. Out: numbers and strings. Next: `llam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlx.errors import UnsupportedModelError
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A configuration and the file it is from; `prefix` stands before every name (GGUF: `llama.`)."""
+    """A configuration and the file it is from, which remembers what was asked of it.
+
+    Attributes:
+        values: the fields.
+        where: the file, for messages.
+        prefix: stands before every name (GGUF: `llama.`).
+        defaults: what an absent field is taken for.
+        read: the names that were asked for.
+    """
 
     values: Mapping[str, object]
     where: str
     prefix: str = ""
+    defaults: Mapping[str, object] = field(default_factory=dict[str, object])
+    read: set[str] = field(default_factory=set[str])
 
     def get(self, name: str) -> object:
-        """The raw value; None if it is not there."""
-        return self.values.get(self.prefix + name)
+        """The raw value, or its default; None if there is neither."""
+        self.read.add(name)
+        value = self.values.get(self.prefix + name)
+        return self.defaults.get(name) if value is None and self.prefix + name not in self.values else value
+
+    def refuse_unread(self, harmless: Callable[[str], bool], neutral: Mapping[str, tuple[object, ...]]) -> None:
+        """Refuse every field that nobody asked for: it might ask for another computation.
+
+        Args:
+            harmless: whether a field carries no computation.
+            neutral: fields with the values that change nothing.
+
+        Raises:
+            UnsupportedModelError: naming the field and its value.
+        """
+        for full in self.values:
+            name = full.removeprefix(self.prefix)
+            if not full.startswith(self.prefix) or name in self.read or harmless(name):
+                continue
+            if name not in neutral:
+                self.refuse(
+                    name,
+                    "only fields that RLX knows the meaning of",
+                    fix="if the field changes nothing in the computation, remove it from the file",
+                )
+            if not any(_same(self.values[full], value) for value in neutral[name]):
+                expected = " or ".join("absent" if value is None else repr(value) for value in neutral[name])
+                self.refuse(name, expected)
 
     def refuse(self, name: str, expected: object, fix: str | None = None) -> NoReturn:
         """Raise UnsupportedModelError with the field and its value."""
@@ -67,6 +105,39 @@ class Fields:
             self.refuse(name, "true or false")
         return value
 
+    def optional_number(self, name: str) -> float | None:
+        """A positive number; None where the field is absent, null or 0."""
+        return self.number(name) if self.get(name) not in (None, 0) else None
+
+    def choice(self, name: str, choices: Mapping[str, T], default: str | None = None) -> T:
+        """What a word stands for."""
+        word = self.text(name, default or "")
+        if word not in choices:
+            self.refuse(name, " or ".join(choices))
+        return choices[word]
+
+    def words(self, name: str, count: int) -> tuple[str, ...] | None:
+        """A list of `count` strings; None if the field is absent."""
+        value = self.get(name)
+        if value is None:
+            return None
+        items = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+        found = tuple(item for item in items if isinstance(item, str))
+        if len(items) != count or len(found) != count:
+            self.refuse(name, f"{count} words, one for each layer")
+        return found
+
+    def numbers(self, name: str, count: int) -> list[int] | None:
+        """A list of `count` whole numbers; None if the field is absent."""
+        value = self.get(name)
+        if value is None:
+            return None
+        items = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+        found = [item for item in items if isinstance(item, int)]
+        if len(items) != count or len(found) != count:
+            self.refuse(name, f"{count} whole numbers, one for each layer")
+        return found
+
     def text(self, name: str, default: str) -> str:
         """A string."""
         value = self.get(name)
@@ -83,3 +154,8 @@ class Fields:
         if not isinstance(value, Mapping):
             self.refuse(name, "a table")
         return dict(cast(Mapping[str, object], value))
+
+
+def _same(value: object, neutral: object) -> bool:
+    """Equal, where a truth value is no number."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

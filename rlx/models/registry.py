@@ -1,22 +1,42 @@
-"""Which recipe a checkpoint needs, by the name it gives its architecture. Next: `llama.py`."""
+"""Which recipe a checkpoint needs, by the name it gives its architecture. Next: `llama.py`, the shortest family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 from rlx.errors import UnsupportedModelError
 from rlx.io.checkpoint import Checkpoint
-from rlx.models.llama_config import llama_recipe
+from rlx.models.family import Family
+from rlx.models.gemma import GEMMA, GEMMA2, GEMMA3
+from rlx.models.gpt2 import GPT2
+from rlx.models.gpt_neox import GPT_NEOX
+from rlx.models.granite import GRANITE
+from rlx.models.llama import LLAMA, MISTRAL
+from rlx.models.olmo2 import OLMO2
+from rlx.models.phi3 import PHI3
+from rlx.models.qwen2 import QWEN2
+from rlx.models.qwen3 import QWEN3
 from rlx.models.recipe import ModelRecipe
+from rlx.models.smollm3 import SMOLLM3
 
-Recipe: TypeAlias = "Callable[[Checkpoint, int | None], ModelRecipe]"
-
-GGUF_ARCHITECTURES: dict[str, Recipe] = {"llama": llama_recipe}
-"""`general.architecture` of a GGUF file."""
-
-MODEL_TYPES: dict[str, Recipe] = {"llama": llama_recipe, "mistral": llama_recipe}
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    GPT2,
+    GPT_NEOX,
+    GRANITE,
+    OLMO2,
+    SMOLLM3,
+)
+MODEL_TYPES = {family.model_type: family for family in FAMILIES}
 """`model_type` of a config.json."""
+
+GGUF_ARCHITECTURES = {family.gguf: family for family in FAMILIES if family.gguf is not None}
+"""`general.architecture` of a GGUF file."""
 
 
 def recipe_for(checkpoint: Checkpoint, context_length: int | None = None) -> ModelRecipe:
@@ -32,12 +52,12 @@ def recipe_for(checkpoint: Checkpoint, context_length: int | None = None) -> Mod
     is_gguf = checkpoint.kind == "gguf"
     key, known = ("general.architecture", GGUF_ARCHITECTURES) if is_gguf else ("model_type", MODEL_TYPES)
     name = checkpoint.metadata.get(key)
-    recipe = known.get(name) if isinstance(name, str) else None
-    if recipe is None:
+    family = known.get(name) if isinstance(name, str) else None
+    if family is None:
         raise UnsupportedModelError(
             "RLX does not know this architecture",
             where=str(checkpoint.path),
             found=f"{key} = {name!r}",
             expected=f"one of: {', '.join(sorted(known))}",
         )
-    return recipe(checkpoint, context_length)
+    return family.recipe(checkpoint, context_length)

@@ -30,9 +30,9 @@ from rlx.flow.blocks import (
     TapStage,
 )
 from rlx.hir import DerivedStep, LayerCache, derive_step, simplify
-from rlx.models.llama import LlamaConfig, llama_flow
 from rlx.ops.op import Emitter
 from tests.hir.stepping import Stepper
+from tests.models.small_llama import LlamaConfig, llama_flow
 from tests.references.seeded import seeded_weight
 
 BATCH, SEQ = Dim("batch"), Dim("seq", max=64)

@@ -9,10 +9,10 @@ from rlx.core.dtype import i32
 from rlx.errors import InputError, RlxError
 from rlx.flow import ModelFlow
 from rlx.flow.weights import DictWeights
-from rlx.models.llama import llama_flow
 from rlx.runtime.engine import Engine
 from rlx.runtime.load import start_session
 from tests.hir.test_derive_step import BATCH, CONFIG, IDS, SEQ, WEIGHTS, attention
+from tests.models.small_llama import llama_flow
 from tests.references.seeded import seeded_weight
 
 KEYS = list(WEIGHTS.keys())

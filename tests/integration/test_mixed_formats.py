@@ -17,11 +17,11 @@ from rlx.core.storage import decode
 from rlx.core.storage_blocks import BLOCK_FORMATS
 from rlx.io.ggml_types import GGML_TYPES
 from rlx.io.gguf import open_gguf
-from rlx.models.llama import gguf_names
 from tests.integration.driving import Drive
 from tests.integration.tiny import recipe_of, session_of
 from tests.io.gguf_writer import Tensor, gguf_bytes
 from tests.models.checkpoints import gguf_metadata
+from tests.models.small_llama import gguf_names
 from tests.ops.sample_inputs import random_bytes
 
 CONFIG: dict[str, Any] = {

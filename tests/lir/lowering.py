@@ -11,8 +11,8 @@ from rlx.compiler import Stages, compile_graph
 from rlx.core.graph import Graph
 from rlx.hir.derive_step import derive_step
 from rlx.lir.program import Program
-from rlx.models.llama import llama_flow
 from tests.hir.test_derive_step import CONFIG, llama_weights
+from tests.models.small_llama import llama_flow
 
 BACKEND = CpuBackend(resolve("portable"))
 """The one target that every machine has, so that golden texts are the same everywhere."""

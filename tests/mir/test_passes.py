@@ -26,10 +26,10 @@ from rlx.hir.derive_step import derive_step
 from rlx.mir.fuse_elementwise import MAX_OPERATIONS, fuse_elementwise
 from rlx.mir.legalize import FREE, legalize
 from rlx.mir.quantize_activations import fuse_quantize, quantize_activations
-from rlx.models.llama import llama_flow
 from rlx.ops.elementwise import parse_expression
 from rlx.ops.op import Emitter
 from tests.lir.lowering import BACKEND, ONE_LAYER, WEIGHTS, step_graph
+from tests.models.small_llama import llama_flow
 from tests.strategies import bound_inputs, graphs
 
 Arrays = dict[str, NDArray[np.generic]]

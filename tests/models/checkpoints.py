@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from rlx.flow import rope_frequencies
-from rlx.models.llama import gguf_names
 from tests.io.gguf_writer import Tensor, gguf_bytes
+from tests.models.small_llama import gguf_names
 from tests.references.load import TinyLlamaCase
 
 

@@ -14,7 +14,7 @@ from rlx.flow import DictWeights
 from rlx.io.gguf import open_gguf
 from rlx.io.safetensors_folder import open_folder
 from rlx.models import ModelRecipe, recipe_for
-from rlx.models.llama_config import config_from_hf
+from rlx.models.llama import LLAMA, MISTRAL
 from tests.models.checkpoints import gguf_metadata, gguf_tensors, write_folder, write_gguf
 from tests.references.load import PromptCase, smollm2_prompts, tiny_llama_cases
 
@@ -82,13 +82,11 @@ def test_the_recipe_says_what_the_runtime_asks_for(tmp_path: Path) -> None:
 
 
 def gguf_scaling(tmp_path: Path, **keys: object) -> Any:
-    from rlx.models.llama_config import config_from_gguf
-
     case = CASES["gqa_untied"]
     extra = {f"llama.rope.{name.replace('__', '.')}": value for name, value in keys.items()}
     tensors = gguf_tensors(case)
     path = write_gguf(tmp_path / "model.gguf", {**gguf_metadata(case.config), **extra}, tensors)
-    return config_from_gguf(open_gguf(path)).rope
+    return LLAMA.read_gguf(open_gguf(path)).rope["default"]
 
 
 def test_gguf_rope_scaling_keys(tmp_path: Path) -> None:
@@ -117,14 +115,16 @@ def test_defaults_of_transformers_where_the_configuration_is_silent(tmp_path: Pa
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     config = {name: case.config[name] for name in sizes}
     folder = write_folder(tmp_path, {**config, "model_type": "llama"}, case.weights())
-    found = config_from_hf(open_folder(folder))
-    assert (found.num_kv_heads, found.head_dim, found.context_length) == (4, 16, 2048)
-    assert (found.rms_norm_eps, found.tied, found.qkv_bias, found.sliding_window) == (1e-6, False, False, None)
+    found = LLAMA.read_hf(open_folder(folder))
+    attention = found.layers[0].attention
+    assert (attention.num_kv_heads, attention.head_dim, found.context_length) == (4, 16, 2048)
+    assert (found.norm.eps, found.tied, attention.qkv_bias, attention.window) == (1e-6, False, False, None)
     folder = write_folder(tmp_path, {**config, "model_type": "mistral"}, case.weights())
-    mistral = config_from_hf(open_folder(folder))
-    assert (mistral.num_kv_heads, mistral.context_length, mistral.sliding_window) == (8, 131072, 4096)
+    mistral = MISTRAL.read_hf(open_folder(folder))
+    attention = mistral.layers[0].attention
+    assert (attention.num_kv_heads, mistral.context_length, attention.window) == (8, 131072, 4096)
     folder = write_folder(tmp_path, {**config, "model_type": "mistral", "sliding_window": None}, case.weights())
-    assert config_from_hf(open_folder(folder)).sliding_window is None
+    assert MISTRAL.read_hf(open_folder(folder)).layers[0].attention.window is None
 
 
 def test_longrope_is_exact_within_its_first_context(tmp_path: Path) -> None:
@@ -140,15 +140,15 @@ def test_longrope_is_exact_within_its_first_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "facts"),
     [
-        ({"model_type": "gpt9"}, ["model_type = 'gpt9'", "llama, mistral"]),
+        ({"model_type": "gpt9"}, ["model_type = 'gpt9'", "llama", "mistral"]),
         ({"model_type": None}, ["model_type = None"]),
-        ({"hidden_act": "gelu"}, ["hidden_act = 'gelu'", "silu"]),
+        ({"hidden_act": "relu6"}, ["hidden_act = 'relu6'", "silu"]),
+        ({"novelty": 3}, ["novelty = 3", "knows the meaning"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "gptq"]),
         ({"auto_map": {"AutoModel": "code.Model"}}, ["auto_map"]),
         ({"architectures": ["LlamaForSequenceClassification"]}, ["architectures", "LlamaForSequenceClassification"]),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, ["spiral", "llama3"]),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["rope_parameters"]),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),
         ({"logits_scaling": 8.0}, ["logits_scaling = 8.0"]),
         ({"hidden_size": None}, ["no hidden_size", "whole number"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers = 0"]),

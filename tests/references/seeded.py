@@ -42,7 +42,7 @@ def seeded_weight(name: str, shape: tuple[int, ...], seed: int) -> Float32Array:
     Norm weights lie around 1, biases around 0 (standard deviation 0.1), embeddings have standard deviation 1, and
     linear weights `[out, in]` have 1 / sqrt(in).
     """
-    if name.endswith("norm.weight"):
+    if name.endswith("norm.weight") or (name.endswith(".weight") and len(shape) == 1):
         return np.float32(1.0) + seeded_tensor(name, shape, seed, 0.1)
     if name.endswith(".bias"):
         return seeded_tensor(name, shape, seed, 0.1)

@@ -7,14 +7,17 @@ from rlx.flow.blocks.geglu_mlp import GeGluMlpStage
 from rlx.flow.blocks.gelu_mlp import GeluMlpStage
 from rlx.flow.blocks.last_token import LastTokenStage
 from rlx.flow.blocks.layer_norm import LayerNormStage
+from rlx.flow.blocks.learned_positions import LearnedPositionsStage
 from rlx.flow.blocks.linear import LinearStage
 from rlx.flow.blocks.lm_head import LmHeadStage
 from rlx.flow.blocks.mask import MaskKind
 from rlx.flow.blocks.named import NamedStage
+from rlx.flow.blocks.parallel import ParallelStage
 from rlx.flow.blocks.repeat import RepeatStage
 from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
 from rlx.flow.blocks.rms_norm import RmsNormStage
 from rlx.flow.blocks.rope_tables import NamedRopeTablesStage, RopeTableData, RopeTablesStage
+from rlx.flow.blocks.scale import ScaleStage
 from rlx.flow.blocks.self_attention import HeadNorm, SelfAttentionStage
 from rlx.flow.blocks.self_attn_prefill import SelfAttnPrefillSpec, SelfAttnPrefillStage
 from rlx.flow.blocks.sequence import SequenceStage
@@ -35,17 +38,20 @@ __all__ = [
     "HeadNorm",
     "LastTokenStage",
     "LayerNormStage",
+    "LearnedPositionsStage",
     "LinearStage",
     "LmHeadStage",
     "MaskKind",
     "NamedRopeTablesStage",
     "NamedStage",
+    "ParallelStage",
     "RepeatStage",
     "RmsNormStage",
     "RopeTableData",
     "RopeTablesStage",
     "SaveResidualStage",
     "SaveStreamStage",
+    "ScaleStage",
     "SelfAttentionStage",
     "SelfAttnPrefillSpec",
     "SelfAttnPrefillStage",

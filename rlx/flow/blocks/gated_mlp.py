@@ -6,7 +6,7 @@ In: `[..., hidden]`. Out: the same. Next: `swiglu_mlp.py`, `geglu_mlp.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rlx.core.graph import AttrValue
 from rlx.flow.blocks.linear import bias_key, load_bias
@@ -31,12 +31,13 @@ class GatedKeys:
 
 
 def emit_gated(
-    ctx: FlowCtx, x: FlowValue, keys: GatedKeys, bias: bool, activation: str, **attrs: AttrValue
+    ctx: FlowCtx, x: FlowValue, keys: GatedKeys, bias: bool, size: int | None, activation: str, **attrs: AttrValue
 ) -> FlowValue:
-    """`down(activation(gate(x), up(x)))`."""
+    """`down(activation(gate(x), up(x)))`; `size` is the width inside where the configuration says it."""
 
     def project(value: FlowValue, key: str) -> FlowValue:
-        weight = ctx.load_param(key, transpose=True)
+        inner = (size, x.width) if key != keys.down else (x.width, size)
+        weight = ctx.load_param(key, transpose=True, shape=None if size is None else cast("tuple[int, int]", inner))
         return ctx.matmul(value, weight, load_bias(ctx, bias_key(key), weight.shape[1]) if bias else None)
 
     return project(ctx.op(activation, project(x, keys.gate), project(x, keys.up), **attrs), keys.down)

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GeGluMlpStage:
-    """The MLP of Gemma; `approximate` is the tanh form of GELU."""
+    """The MLP of Gemma; `approximate` is the tanh form of GELU, `intermediate_size` the width inside, if checked."""
 
     keys: GatedKeys
     bias: bool = False
     approximate: bool = True
+    intermediate_size: int | None = None
     path: str = "mlp"
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """`[..., hidden]` to the same."""
-        return emit_gated(ctx, input, self.keys, self.bias, "geglu", approximate=self.approximate)
+        return emit_gated(
+            ctx, input, self.keys, self.bias, self.intermediate_size, "geglu", approximate=self.approximate
+        )

@@ -20,16 +20,20 @@ class GeluMlpStage:
         up_key, down_key: weights `[intermediate, hidden]` and `[hidden, intermediate]`.
         bias: add the biases beside them.
         approximate: the tanh form of GELU.
+        intermediate_size: the width inside, where it is to be checked.
     """
 
     up_key: str
     down_key: str
     bias: bool = True
     approximate: bool = False
+    intermediate_size: int | None = None
     path: str = "mlp"
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """`[..., hidden]` to the same."""
+        if self.intermediate_size is not None:
+            ctx.load_param(self.up_key, shape=(self.intermediate_size, input.width))
         hidden = ctx.run(LinearStage(self.up_key, self.bias), input)
         return ctx.run(
             LinearStage(self.down_key, self.bias), ctx.op("gelu_tanh" if self.approximate else "gelu", hidden)

@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HeadNorm:
-    """RMS norm of each head of q and k, before RoPE.
+    """RMS norm of q and k, before RoPE.
 
     Attributes:
-        q_key, k_key: weights `[head_dim]`.
+        q_key, k_key: weights `[head_dim]`, or of the whole width.
         eps: added to the mean square.
         plus_one: scale by 1 + weight, as Gemma does.
+        whole_width: one norm over all heads (OLMo 2) in place of one for each head.
     """
 
     q_key: str
     k_key: str
     eps: float
     plus_one: bool = False
+    whole_width: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,5 +78,6 @@ class SelfAttentionStage:
 
 
 def _normalise(ctx: FlowCtx, x: FlowValue, key: str, num_heads: int, norm: HeadNorm) -> FlowValue:
-    weight = ctx.load_plain(key, (x.width // num_heads,))
-    return ctx.op("rms_norm", x, weight, eps=norm.eps, groups=num_heads, plus_one=norm.plus_one)
+    groups = 1 if norm.whole_width else num_heads
+    weight = ctx.load_plain(key, (x.width // groups,))
+    return ctx.op("rms_norm", x, weight, eps=norm.eps, groups=groups, plus_one=norm.plus_one)

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SwiGluMlpStage:
-    """The MLP of Llama and most of its kin."""
+    """The MLP of Llama and most of its kin; `intermediate_size` is the width inside, where it is to be checked."""
 
     keys: GatedKeys
     bias: bool = False
+    intermediate_size: int | None = None
     path: str = "mlp"
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """`[..., hidden]` to the same."""
-        return emit_gated(ctx, input, self.keys, self.bias, "swiglu")
+        return emit_gated(ctx, input, self.keys, self.bias, self.intermediate_size, "swiglu")

@@ -1,0 +1,224 @@
+"""The decoder that most language models are, with everything they choose differently as a field.
+
+In: a `DecoderConfig`, which a family's file fills from a checkpoint. Out: its flow,
+
+    embedding -> layers of (norm) attention (norm) + residual, (norm) MLP (norm) + residual -> norm -> head
+
+Keys of weights are those of a Llama in a Hugging Face folder; `names.py` says what a file calls them. Next: `llama.py`,
+the shortest family, and `family.py`, which turns a checkpoint into a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rlx.core.dim import Dim
+from rlx.core.dtype import i32
+from rlx.flow.blocks.gated_mlp import GatedKeys
+from rlx.flow.blocks.geglu_mlp import GeGluMlpStage
+from rlx.flow.blocks.gelu_mlp import GeluMlpStage
+from rlx.flow.blocks.layer_norm import LayerNormStage
+from rlx.flow.blocks.learned_positions import LearnedPositionsStage
+from rlx.flow.blocks.lm_head import LmHeadStage
+from rlx.flow.blocks.mask import MaskKind
+from rlx.flow.blocks.parallel import ParallelStage
+from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
+from rlx.flow.blocks.rms_norm import RmsNormStage
+from rlx.flow.blocks.scale import ScaleStage
+from rlx.flow.blocks.self_attention import HeadNorm, SelfAttentionStage
+from rlx.flow.blocks.self_attn_prefill import SelfAttnPrefillSpec
+from rlx.flow.blocks.sequence import SequenceStage
+from rlx.flow.blocks.swiglu_mlp import SwiGluMlpStage
+from rlx.flow.blocks.token_embed import TokenEmbedStage
+from rlx.flow.flow import ModelFlow
+from rlx.flow.rope_scaling import RopeFrequencies
+from rlx.flow.stage import BlockStage
+
+DEFAULT_ROPE = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormConfig:
+    """The norm that is used everywhere in a model.
+
+    Attributes:
+        eps: added to the mean square or the variance.
+        layer_norm: subtract the mean, with weight and bias, as GPT-2 does; else an RMS norm.
+        plus_one: the RMS norm scales by 1 + weight, as Gemma does in Hugging Face files.
+    """
+
+    eps: float
+    layer_norm: bool = False
+    plus_one: bool = False
+
+    def stage(self, key: str) -> BlockStage:
+        """The norm with the weight `key`."""
+        return LayerNormStage(key, self.eps) if self.layer_norm else RmsNormStage(key, self.eps, self.plus_one)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionConfig:
+    """What one layer attends to, and how.
+
+    Attributes:
+        rope: which of the model's RoPE tables rotates q and k; None rotates nothing (NoPE).
+        window: keys a query sees, its own included; None for all before it.
+        scale: factor of the scores; None is `head_dim ** -0.5`.
+        softcap: bound of the scores; None for no bound.
+        qk_norm: "none", "head" (an RMS norm of each head, Qwen3) or "width" (of all heads together, OLMo 2).
+        qkv_bias, o_bias: biases stand beside the weights.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: str | None = DEFAULT_ROPE
+    window: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    qk_norm: str = "none"
+    qkv_bias: bool = False
+    o_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpConfig:
+    """The MLP of one layer.
+
+    Attributes:
+        kind: "swiglu", "geglu" and "geglu_tanh" (gated), "gelu" and "gelu_tanh" (two matrices).
+        intermediate_size: width inside.
+        bias: biases stand beside the weights.
+    """
+
+    intermediate_size: int
+    kind: str = "swiglu"
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNorms:
+    """The norms of a layer by the last part of their keys; None for one that is not there.
+
+    Llama norms what goes in, OLMo 2 what comes out, Gemma 2 both.
+    """
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerConfig:
+    """One layer: attention and MLP, one after the other, or both of the layer's input (`parallel`)."""
+
+    attention: AttentionConfig
+    mlp: MlpConfig
+    parallel: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DecoderConfig:
+    """The sizes and choices of a decoder.
+
+    Attributes:
+        context_length: most positions of one sequence.
+        rope: RoPE frequencies by the name that `AttentionConfig.rope` uses; `n_rot` is twice their number.
+        rope_style: how the checkpoint's q and k rows are paired: "half", or "interleaved" in some GGUF files.
+        learned_positions: rows of a learned table of positions that is added to the embedding; None for no table.
+        embedding_scale, residual_scale, logits_scale: factors of the embedding, of what each block adds, of the logits.
+        logits_softcap: bound of the logits; None for no bound.
+        tied: the head reads the embedding table.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[LayerConfig, ...]
+    norm: NormConfig
+    context_length: int
+    norms: LayerNorms = field(default_factory=LayerNorms)
+    rope: Mapping[str, RopeFrequencies] = field(default_factory=dict[str, RopeFrequencies])
+    rope_style: str = "half"
+    learned_positions: int | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
+    logits_softcap: float | None = None
+    tied: bool = False
+
+
+def decoder_flow(config: DecoderConfig, name: str) -> ModelFlow:
+    """tokens `i32[batch, seq]` to logits `f32[batch, seq, vocab]`."""
+    batch, seq = Dim("batch"), Dim("seq", max=config.context_length)
+    flow = ModelFlow(name).input("tokens", (batch, seq), i32)
+    for table, frequencies in config.rope.items():
+        if table == DEFAULT_ROPE:
+            flow.rope_tables(frequencies)
+        else:
+            flow.named_rope_tables(table, frequencies)
+    shape = (config.vocab_size, config.hidden_size)
+    flow.stage(TokenEmbedStage(scale=config.embedding_scale, shape=shape))
+    if config.learned_positions is not None:
+        flow.stage(LearnedPositionsStage("model.position_embeddings.weight", config.learned_positions))
+    flow.repeat_layers(len(config.layers), lambda index: decoder_layer(index, config))
+    flow.stage(config.norm.stage("model.norm.weight"))
+    flow.stage(LmHeadStage(*shape, tied=config.tied))
+    if config.logits_scale != 1.0:
+        flow.stage(ScaleStage(config.logits_scale))
+    return flow.soft_cap(config.logits_softcap)
+
+
+def decoder_layer(index: int, config: DecoderConfig) -> BlockStage:
+    """`[batch, seq, hidden]` to the same."""
+    prefix = f"model.layers.{index}"
+    layer, norms = config.layers[index], config.norms
+    attention = _branch(
+        prefix, config, norms.before_attention, _attention(prefix, index, config), norms.after_attention
+    )
+    mlp = _branch(prefix, config, norms.before_mlp, _mlp(prefix, layer.mlp), norms.after_mlp)
+    if layer.parallel:
+        return ParallelStage(SequenceStage(*attention), SequenceStage(*mlp))
+    add = AddResidualStage(config.residual_scale)
+    return SequenceStage(SaveResidualStage(), *attention, add, SaveResidualStage(), *mlp, add)
+
+
+def _branch(
+    prefix: str, config: DecoderConfig, before: str | None, block: BlockStage, after: str | None
+) -> tuple[BlockStage, ...]:
+    norms = [None if key is None else config.norm.stage(f"{prefix}.{key}.weight") for key in (before, after)]
+    return tuple(stage for stage in (norms[0], block, norms[1]) if stage is not None)
+
+
+def _attention(prefix: str, index: int, config: DecoderConfig) -> SelfAttentionStage:
+    attention, key = config.layers[index].attention, f"{prefix}.self_attn"
+    rope = attention.rope
+    spec = SelfAttnPrefillSpec(
+        f"{key}.q_proj.weight",
+        f"{key}.k_proj.weight",
+        f"{key}.v_proj.weight",
+        attention.num_heads,
+        attention.head_dim,
+        attention.num_kv_heads,
+        n_rot=0 if rope is None else 2 * config.rope[rope].inverse.size,
+        rope_table=None if rope == DEFAULT_ROPE else rope,
+        mask=MaskKind.causal() if attention.window is None else MaskKind.sliding(attention.window),
+        score_scale=attention.scale,
+        attn_logit_softcap=attention.softcap,
+        rope_style=config.rope_style,
+    )
+    norm = None
+    if attention.qk_norm != "none":
+        q_norm, k_norm = (f"{key}.{letter}_norm.weight" for letter in "qk")
+        norm = HeadNorm(q_norm, k_norm, config.norm.eps, config.norm.plus_one, whole_width=attention.qk_norm == "width")
+    return SelfAttentionStage(spec, f"{key}.o_proj.weight", attention.qkv_bias, attention.o_bias, norm)
+
+
+def _mlp(prefix: str, mlp: MlpConfig) -> BlockStage:
+    keys, size = GatedKeys.hf_layer(prefix), mlp.intermediate_size
+    if mlp.kind == "swiglu":
+        return SwiGluMlpStage(keys, mlp.bias, size)
+    if mlp.kind in ("geglu", "geglu_tanh"):
+        return GeGluMlpStage(keys, mlp.bias, mlp.kind == "geglu_tanh", size)
+    return GeluMlpStage(keys.up, keys.down, mlp.bias, mlp.kind == "gelu_tanh", size)

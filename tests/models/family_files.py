@@ -1,0 +1,82 @@
+"""The recorded models of every family as files: a Hugging Face folder, or the GGUF file llama.cpp's converter makes.
+
+The tensors of a GGUF file are found by their content: the recorded hash says which of a few rearrangements of the
+weights the converter applies, so that nothing here has to be believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.models.registry import MODEL_TYPES
+from tests.models.checkpoints import permuted, write_folder, write_gguf
+from tests.references.load import FamilyCase, family_cases, gguf_layouts
+
+FAMILIES = {case.name: case for case in family_cases()}
+LAYOUTS = gguf_layouts()
+
+# What GGUF files cannot say: Qwen's and SmolLM3's windows, another activation, layer types out of the usual order, a
+# scale that is not of head_dim, GPT-2's scale by layer.
+UNFAITHFUL = {
+    "llama_gelu",
+    "qwen2_window",
+    "qwen3_window_bias",
+    "gemma_bias_untied",
+    "gemma2",
+    "gemma2_caps",
+    "gemma3",
+    "gemma3_scaled",
+    "gpt2_inverse",
+    "neox_sequential",
+    "smollm3_window",
+}
+FAITHFUL = sorted(set(LAYOUTS) - UNFAITHFUL)
+
+Array = NDArray[np.float32]
+
+
+def _candidates(array: Array, config: dict[str, object]) -> Iterator[Array]:
+    yield array
+    if array.ndim == 1:
+        yield array + np.float32(1)
+    heads = {int(str(config[key])) for key in ("num_attention_heads", "num_key_value_heads") if config.get(key)}
+    for count in sorted(heads):
+        if array.shape[0] % (2 * count) == 0:
+            yield permuted(array, count)
+        if array.shape[0] % (3 * count) == 0:  # q, k and v head by head become q, then k, then v
+            by_head = array.reshape(count, 3, -1, *array.shape[1:])
+            yield np.ascontiguousarray(np.swapaxes(by_head, 0, 1)).reshape(array.shape)
+    if array.ndim == 2:
+        yield np.ascontiguousarray(array.T)
+
+
+def gguf_file(case: FamilyCase, path: Path) -> Path:
+    """Write the GGUF file of a case."""
+    layout = LAYOUTS[case.name]
+    by_hash: dict[str, Array] = {}
+    rope = case.config.get("rope_parameters") or {}
+    factors = {key: np.array(rope[key], np.float32) for key in ("short_factor", "long_factor") if key in rope}
+    for array in (case.weights() | factors).values():
+        for candidate in _candidates(array, case.config):
+            by_hash[hashlib.sha256(candidate.tobytes()).hexdigest()] = candidate
+    tensors: dict[str, Array] = {}
+    for name, digest in layout.hashes.items():
+        if digest not in by_hash:
+            raise LookupError(f"{case.name}: no weight of the case has the bytes of {name}")
+        tensors[name] = by_hash[digest].reshape(layout.shapes[name])
+    return write_gguf(path, layout.metadata, tensors)
+
+
+def folder(case: FamilyCase, path: Path) -> Path:
+    """Write the Hugging Face folder of a case."""
+    return write_folder(path, case.config, case.weights())
+
+
+def families_without_a_case() -> set[str]:
+    """Model types that no recorded case has."""
+    return set(MODEL_TYPES) - {str(case.config["model_type"]) for case in FAMILIES.values()}

@@ -1,0 +1,150 @@
+"""Every family on real files of tiny models, against transformers' logits; and no field of a configuration ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlx.backends.reference import run_graph
+from rlx.core.text import print_graph
+from rlx.errors import RlxError, UnsupportedModelError
+from rlx.io.gguf import open_gguf
+from rlx.io.safetensors_folder import open_folder
+from rlx.models import ModelRecipe, recipe_for
+from rlx.models.hf_config import NO_COMPUTATION
+from tests.models.family_files import FAITHFUL, FAMILIES, families_without_a_case, folder, gguf_file
+from tests.references.load import FamilyCase
+
+NAMES = sorted(FAMILIES)
+# float32 rounding of transformers over three to seven layers, as a share of the largest logit; the bar of exact mode
+TOLERANCE = 1e-4
+# Numbers of a table of RoPE parameters that round to the same angles, or lie beyond the context RLX allows.
+FINE = ("beta_fast", "beta_slow", "long_factor")
+
+
+def check(recipe: ModelRecipe, case: FamilyCase) -> None:
+    graph = recipe.flow.build(recipe.weights)
+    found = run_graph(graph, {"tokens": case.ids[None]}, recipe.weights, dtype=np.float64)["logits"][0]
+    assert np.abs(found - case.logits).max() <= TOLERANCE * np.abs(case.logits).max()
+
+
+def test_every_family_has_a_case() -> None:
+    assert families_without_a_case() == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_is_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    case = FAMILIES[name]
+    check(recipe_for(open_folder(folder(case, tmp_path))), case)
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_a_gguf_file_is_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    case = FAMILIES[name]
+    check(recipe_for(open_gguf(gguf_file(case, tmp_path / "model.gguf"))), case)
+
+
+def changed(value: object) -> list[Any]:
+    """Other values of the same kind."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, 2 * value + 2]
+    if isinstance(value, float):
+        return [value * 1.5 + 0.25]
+    if isinstance(value, str):
+        return ["gelu" if value != "gelu" else "silu", "something else"]
+    if isinstance(value, list):
+        return [value[1:] + value[:1], value[:-1]] if len(set(map(str, value))) > 1 else [value[:-1]]
+    return [7]
+
+
+def attempts(value: object) -> list[list[Any]]:
+    """Groups of other values; each number inside a table has a group of its own."""
+    if not isinstance(value, dict):
+        return [changed(value)]
+    return [
+        [{**value, key: other} for other in group]
+        for key, inner in value.items()
+        if key not in FINE
+        for group in attempts(inner)
+    ]
+
+
+# Fields that count in some configurations only, and why not in others.
+CONDITIONAL = {
+    "max_window_layers": "read where layer_types is absent",
+    "_sliding_window_pattern": "read where layer_types is absent",
+    "no_rope_layer_interval": "read where no_rope_layers is absent",
+    "sliding_window": "not in use without use_sliding_window",
+    "use_sliding_window": "layer_types says which layers have the window",
+    "original_max_position_embeddings": "read for LongRoPE",
+    "is_decoder": "changes the type hints of transformers' class and nothing it computes",
+    "hidden_act": "Gemma's gelu is the tanh form",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_field_is_ignored(name: str, tmp_path: Path) -> None:
+    """A change of a field gives another graph or a refusal, or the field is known to carry no computation."""
+    case = FAMILIES[name]
+    path = folder(case, tmp_path)
+
+    def graph_of(config: dict[str, Any]) -> str | None:
+        folder(type(case)(case.name, case.seed, config, case.shapes, case.ids, case.logits, case.greedy), path)
+        try:
+            recipe = recipe_for(open_folder(path))
+            return print_graph(recipe.flow.build(recipe.weights), locations=False) + str(recipe.context_length)
+        except RlxError:
+            return None
+
+    plain = graph_of(case.config)
+    assert plain is not None
+    ignored: list[str] = []
+    for field, value in case.config.items():
+        if field in NO_COMPUTATION and field != "architectures":
+            continue
+        for group in attempts(value):
+            others = [other for other in group if other != []]
+            if others and all(graph_of({**case.config, field: other}) == plain for other in others):
+                ignored.append(field)
+    assert set(ignored) <= set(CONDITIONAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "field", "value"),
+    [
+        ("qwen2_window", "layer_types", "max_window_layers", 2),
+        ("qwen2_window", "layer_types", "use_sliding_window", False),
+        ("qwen3_window_bias", "layer_types", "max_window_layers", 1),
+        ("gemma3_plain", "layer_types", "_sliding_window_pattern", 2),
+        ("smollm3", "no_rope_layers", "no_rope_layer_interval", 2),
+        ("phi3_longrope", "", "original_max_position_embeddings", 32),
+    ],
+)
+def test_a_field_that_counts_where_another_is_absent(
+    name: str, without: str, field: str, value: object, tmp_path: Path
+) -> None:
+    case = FAMILIES[name]
+    config = {key: entry for key, entry in case.config.items() if key != without}
+    texts: list[str] = []
+    for changed_config in (config, {**config, field: value}):
+        other = type(case)(case.name, case.seed, changed_config, case.shapes, case.ids, case.logits, case.greedy)
+        try:
+            recipe = recipe_for(open_folder(folder(other, tmp_path)))
+            texts.append(print_graph(recipe.flow.build(recipe.weights), locations=False))
+        except UnsupportedModelError as error:
+            texts.append(str(error))
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_field_is_refused_by_name_and_value(name: str, tmp_path: Path) -> None:
+    case = FAMILIES[name]
+    config = {**case.config, "attention_novelty": 0.5}
+    other = type(case)(case.name, case.seed, config, case.shapes, case.ids, case.logits, case.greedy)
+    with pytest.raises(UnsupportedModelError, match=r"attention_novelty = 0\.5"):
+        recipe_for(open_folder(folder(other, tmp_path)))

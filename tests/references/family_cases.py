@@ -1,0 +1,165 @@
+"""Tiny random models of every family, several of each, with the unusual options on. Next: `families.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySource:
+    """A model of transformers: names of its configuration's and its model's class, and the fields set."""
+
+    config: str
+    model: str
+    fields: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+BASE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "vocab_size": 160,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+WINDOW = 7  # shorter than the prompt
+FULL, SLIDING = "full_attention", "sliding_attention"
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.05 * i for i in range(8)],
+    "long_factor": [2.0 + 0.1 * i for i in range(8)],
+    "original_max_position_embeddings": 64,
+}
+GPT2 = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "vocab_size": 160}
+NEOX = {name: value for name, value in BASE.items() if name != "num_key_value_heads"}
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+
+
+def _of(name: str, causal: str | None = None, base: dict[str, Any] | None = None, **fields: Any) -> FamilySource:
+    return FamilySource(f"{name}Config", causal or f"{name}ForCausalLM", {**(BASE if base is None else base), **fields})
+
+
+CASES: dict[str, FamilySource] = {
+    "llama_gelu": _of("Llama", hidden_act="gelu", rope_parameters=YARN),
+    "mistral_full": _of("Mistral", sliding_window=None, head_dim=24, tie_word_embeddings=True),
+    "qwen2": _of("Qwen2"),
+    "qwen2_window": _of(
+        "Qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1, tie_word_embeddings=True
+    ),
+    "qwen3": _of("Qwen3", head_dim=32, tie_word_embeddings=True),
+    "qwen3_window_bias": _of(
+        "Qwen3", head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2
+    ),
+    "qwen3_yarn": _of("Qwen3", head_dim=16, rope_parameters=YARN),
+    "gemma": _of("Gemma", head_dim=24, tie_word_embeddings=True),
+    "gemma_bias_untied": _of("Gemma", head_dim=16, attention_bias=True),
+    "gemma2": _of("Gemma2", head_dim=24, sliding_window=WINDOW, query_pre_attn_scalar=20, tie_word_embeddings=True),
+    "gemma2_plain": _of(
+        "Gemma2", head_dim=24, sliding_window=WINDOW, query_pre_attn_scalar=24, tie_word_embeddings=True
+    ),
+    "gemma2_caps": _of(
+        "Gemma2",
+        head_dim=16,
+        sliding_window=WINDOW,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        layer_types=[FULL, SLIDING, SLIDING],
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    ),
+    "gemma3": _of(
+        "Gemma3Text",
+        "Gemma3ForCausalLM",
+        head_dim=24,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=24,
+        num_hidden_layers=4,
+        layer_types=[SLIDING, SLIDING, FULL, SLIDING],
+        tie_word_embeddings=True,
+    ),
+    "gemma3_plain": _of(
+        "Gemma3Text",
+        "Gemma3ForCausalLM",
+        head_dim=16,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=16,
+        num_hidden_layers=7,
+        tie_word_embeddings=True,
+    ),
+    "gemma3_scaled": _of(
+        "Gemma3Text",
+        "Gemma3ForCausalLM",
+        head_dim=16,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=10,
+        final_logit_softcapping=5.0,
+        layer_types=[FULL, SLIDING, FULL],
+        rope_parameters={
+            FULL: {"rope_type": "linear", "rope_theta": 100000.0, "factor": 8.0},
+            SLIDING: {"rope_type": "default", "rope_theta": 5000.0},
+        },
+    ),
+    "phi3": _of("Phi3", num_key_value_heads=4),
+    "phi3_partial_window": _of(
+        "Phi3",
+        sliding_window=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        tie_word_embeddings=True,
+    ),
+    "phi3_longrope": _of("Phi3", original_max_position_embeddings=64, rope_parameters=LONG_ROPE),
+    "gpt2": _of("GPT2", "GPT2LMHeadModel", {**GPT2, **NO_TOKENS}),
+    "gpt2_inverse": _of(
+        "GPT2",
+        "GPT2LMHeadModel",
+        {**GPT2, **NO_TOKENS},
+        n_inner=80,
+        scale_attn_by_inverse_layer_idx=True,
+        scale_attn_weights=False,
+        activation_function="gelu",
+        tie_word_embeddings=False,
+    ),
+    "neox": _of("GPTNeoX", base=NEOX),
+    "neox_sequential": _of(
+        "GPTNeoX",
+        base=NEOX,
+        use_parallel_residual=False,
+        attention_bias=False,
+        hidden_act="gelu_new",
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    ),
+    "granite": _of(
+        "Granite",
+        embedding_multiplier=3.0,
+        attention_multiplier=0.2,
+        residual_multiplier=0.3,
+        logits_scaling=2.0,
+        tie_word_embeddings=True,
+    ),
+    "granite_biases": _of("Granite", attention_bias=True, mlp_bias=True, attention_multiplier=0.25),
+    "olmo2": _of("Olmo2"),
+    "olmo2_gqa_tied": _of("Olmo2", num_key_value_heads=1, tie_word_embeddings=True, attention_bias=True),
+    "smollm3": _of("SmolLM3", num_hidden_layers=5, tie_word_embeddings=True),
+    "smollm3_window": _of(
+        "SmolLM3",
+        no_rope_layers=[0, 1, 1],
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+        attention_bias=True,
+        mlp_bias=True,
+    ),
+}

@@ -1,0 +1,83 @@
+# pyright: basic, reportMissingImports=false
+"""Record what llama.cpp's converter makes of the tiny models of `family_cases.py`: metadata, and a hash of each tensor.
+
+In: the path of llama.cpp's source (its `conversion` package and `gguf-py`). Out: family_gguf.json. Run it as
+`python -m tests.references.family_gguf PATH` with the `references` extra installed. The tests build the same tensors
+from the seeds, and the hashes say that they are llama.cpp's. Next: `load.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tests.references.load import family_cases
+from tests.references.recording import FOLDER
+
+SKIPPED_KEYS = ("general.", "tokenizer.", "GGUF.")
+
+
+def convert(name: str, source: Path) -> dict[str, Any]:
+    """The metadata of the architecture and the tensors of one case."""
+    import gguf
+    from conversion import get_model_class
+    from conversion.base import ModelBase
+
+    case = next(case for case in family_cases() if case.name == name)
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        (folder / "config.json").write_text(json.dumps(case.config))
+        vocabulary = {f"token{index}": index for index in range(case.config["vocab_size"])}
+        tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": []}  # some converters cut the embedding to it
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        save_file(case.weights(), folder / "model.safetensors", metadata={"format": "pt"})
+        architecture = case.config["architectures"][0]
+        model_class = get_model_class(architecture)
+        model_class.set_vocab = lambda self: None  # there is no tokenizer
+        out = folder / "model.gguf"
+        hparams = {**ModelBase.load_hparams(folder, False), **_old_names(case.config)}
+        model_class(folder, gguf.LlamaFileType.ALL_F32, out, hparams=hparams).write()
+        reader = gguf.GGUFReader(out)
+        metadata = {key: field.contents() for key, field in reader.fields.items() if not key.startswith(SKIPPED_KEYS)}
+        metadata["general.architecture"] = reader.fields["general.architecture"].contents()
+        tensors = {
+            tensor.name: {
+                "shape": [int(size) for size in reversed(tensor.shape)],
+                "sha256": hashlib.sha256(np.ascontiguousarray(tensor.data).tobytes()).hexdigest(),
+            }
+            for tensor in reader.tensors
+        }
+    return {"name": name, "metadata": metadata, "tensors": tensors}
+
+
+def _old_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields that the converter reads and that transformers 5 writes under another name, or not at all."""
+    if config["model_type"] == "gpt2":
+        return {"n_ctx": config["n_positions"]}
+    if config["model_type"] == "gpt_neox":
+        return {"rotary_pct": config["rope_parameters"]["partial_rotary_factor"]}
+    return {}
+
+
+def main(source: Path) -> None:
+    """Record every case whose family llama.cpp knows."""
+    sys.path[:0] = [str(source), str(source / "gguf-py")]
+    cases: list[dict[str, Any]] = []
+    for case in family_cases():
+        try:
+            cases.append(convert(case.name, source))
+        except Exception as error:  # a configuration that the converter does not take
+            print(f"{case.name}: {type(error).__name__}: {error}")
+    text = json.dumps({"cases": cases}, indent=None, separators=(",", ":"))
+    (FOLDER / "family_gguf.json").write_text(text.replace('{"name"', '\n{"name"') + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
