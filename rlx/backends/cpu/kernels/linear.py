@@ -1,8 +1,9 @@
 """linear: the streaming form (few rows) and the tiled form (many) of `x @ weight.T`, from one description per format.
 
-    for each group of 16 outputs (units, split over threads)
-      for each tile of rows (8, then 4, then 1)
-        for each block of k:   accumulate 16 outputs x rows, in registers
+    for as many groups of 16 outputs (units, split over threads) as stay in the second-level cache
+      for each tile of rows (8, then 4, then 1), which is read from further away once for all of them
+        for each of the groups
+          for each block of k:   accumulate 16 outputs x rows, in registers
 
 Each output is reduced in one order, and the tile does not enter into it. Float weights: one fused multiply-add per k.
 Integers: the chunks of 32 k in order, and for each of them, with u the unsigned bytes and x the int8 activations,
@@ -36,6 +37,8 @@ from rlx.core.graph import Node
 from rlx.ops.op import static_axis
 
 ROW_TILES = (8, 4, 1)
+GROUPS_BYTES = 256 << 10
+"""Weights that stay in the second-level cache while the tiles of rows pass by."""
 ACTIVATION_BLOCK = q8_act.block_bytes
 
 Tile: TypeAlias = Callable[[Emit, WeightFormat, Sequence[Val], Val, Val], list[Val]]
@@ -104,23 +107,27 @@ def _build(body: Body, config: Mapping[str, Setting], fmt: WeightFormat, x_block
     x, weight, out = body.buffer(0), body.buffer(1), body.buffer(3 if config["bias"] else 2)
     blocks = k // fmt.block
     group_bytes, row_bytes = blocks * fmt.block_bytes, blocks * x_block
-    with e.loop(body.begin, body.end) as group:
-        group_weight = e.at(weight, group * group_bytes)
-        column = group * LANES
-        bias = None
-        if config["bias"]:
-            bias = _load_columns(e, e.at(body.buffer(2), column, F32), columns - column, config)
+    # as many groups as fit the second-level cache beside a tile of rows: rows are read once for all of them
+    together = e.maximum(e.i64(GROUPS_BYTES) // group_bytes, 1)
+    first = e.var(body.begin)
+    with e.loop_while(lambda: first.get() < body.end):
+        begin = first.get()
+        end = e.minimum(begin + together, body.end)
         done = e.var(e.i64(0))
         for tile_rows in ROW_TILES:
             with e.loop_while(lambda tile_rows=tile_rows: done.get() + tile_rows <= rows):
                 row = done.get()
                 addresses = [e.at(x, (row + r) * row_bytes) for r in range(tile_rows)]
-                results = tile(e, fmt, addresses, group_weight, blocks)
-                for r, result in enumerate(results):
-                    total = result if bias is None else result + bias
-                    address = e.at(out, (row + r) * columns + column, F32)
-                    _store_columns(e, total, address, columns - column, config)
+                with e.loop(begin, end) as group:
+                    results = tile(e, fmt, addresses, e.at(weight, group * group_bytes), blocks)
+                    column = group * LANES
+                    left = columns - column
+                    bias = _load_columns(e, e.at(body.buffer(2), column, F32), left, config) if config["bias"] else None
+                    for r, result in enumerate(results):
+                        total = result if bias is None else result + bias
+                        _store_columns(e, total, e.at(out, (row + r) * columns + column, F32), left, config)
                 done.set(row + tile_rows)
+        first.set(end)
 
 
 def _load_columns(e: Emit, address: Val, left: Val, config: Mapping[str, Setting]) -> Val:
