@@ -88,15 +88,45 @@ q5_k = DType("q5_k", "packed", 256, 176)
 q6_k = DType("q6_k", "packed", 256, 210)
 PACKED_WEIGHTS: tuple[DType, ...] = (q4_0, q4_1, q8_0, q5_0, q5_1, iq4_nl, mxfp4, q2_k, q3_k, q4_k, q5_k, q6_k)
 """Formats of quantised weights in model files."""
-# Activations quantised in the step: 32 int8, then the float32 scale and the float32 sum of the dequantised block.
-q8_act = DType("q8_act", "packed", 32, 40)
+# Activations quantised in the step: 32 int8, then the float32 scale, the float32 sum of the dequantised block, and as
+# int32 the sum of the quants times -8.
+q8_act = DType("q8_act", "packed", 32, 44)
+# For weights in super-blocks of 256, as ggml's q8_K: 8 times 32 int8 and the int32 sums of both halves times -32;
+# then the float32 scale, the int16 sums of each 32, and the int16 sums of each 16.
+q8k_act = DType("q8k_act", "packed", 256, 372)
 # The same twice: the block, then what its rounding left over. About 15 bits, for the product that ends a model.
-q8x2_act = DType("q8x2_act", "packed", 32, 80)
-ACTIVATION_TERMS: dict[str, int] = {"q8_act": 1, "q8x2_act": 2}
+q8x2_act = DType("q8x2_act", "packed", 32, 2 * q8_act.block_bytes)
+q8kx2_act = DType("q8kx2_act", "packed", 256, 2 * q8k_act.block_bytes)
+ACTIVATION_TERMS: dict[str, int] = {"q8_act": 1, "q8k_act": 1, "q8x2_act": 2, "q8kx2_act": 2}
 """Formats that activations are quantised to in a step, and how many int8 terms each has."""
 
+
+def activation_format(weight: DType, terms: int) -> DType:
+    """The format of what is multiplied with a quantised weight, in one int8 term or two."""
+    if weight.block_size == q8k_act.block_size:
+        return q8k_act if terms == 1 else q8kx2_act
+    return q8_act if terms == 1 else q8x2_act
+
+
 DTYPES: dict[str, DType] = {
-    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean, *PACKED_WEIGHTS, q8_act, q8x2_act)
+    d.name: d
+    for d in (
+        f64,
+        f32,
+        f16,
+        bf16,
+        i64,
+        i32,
+        i16,
+        i8,
+        u8,
+        boolean,
+        *PACKED_WEIGHTS,
+        q8_act,
+        q8k_act,
+        q8x2_act,
+        q8kx2_act,
+    )
 }
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.core.dtype import DType, bf16, f16, f32, q8_act, q8x2_act
+from rlx.core.dtype import DType, bf16, f16, f32, q8_act, q8k_act, q8kx2_act, q8x2_act
 from rlx.core.storage_blocks import BLOCK_FORMATS, E2M1_DOUBLED, power_of_two
 from rlx.errors import InputError, ShapeError
 
@@ -222,14 +223,22 @@ def _encode_q8_0(blocks: Floats) -> Bytes:
     return np.concatenate([_half_bytes(scale), quants.view(np.uint8)], axis=1)
 
 
-def _decode_q8_act(blocks: Bytes) -> Floats:
-    scale = np.ascontiguousarray(blocks[:, 32:36]).view(np.float32)
+def _decode_term(dtype: DType, blocks: Bytes) -> Floats:
+    quants, scale = split_term(dtype, blocks)
     with np.errstate(invalid="ignore"):  # a faulty block: 0 times infinity is NaN, as it should be
-        return blocks[:, :32].view(np.int8).astype(np.float32) * scale
+        return quants.astype(np.float32) * scale
 
 
-def _encode_q8_act(blocks: Floats) -> Bytes:
-    """`scale = amax / 127`, `q = round_half_even(x * (127 / amax))`, all in float32, and the sum `scale * sum(q)`.
+def split_term(dtype: DType, blocks: Bytes) -> tuple[NDArray[np.int8], Floats]:
+    """The quants `[blocks, block_size]` and scales `[blocks, 1]` of `q8_act` or `q8k_act`."""
+    start, chunk_bytes = (32, 32) if dtype == q8_act else (320, 40)
+    chunks = blocks[:, :start].reshape(len(blocks), start // chunk_bytes, chunk_bytes)
+    scale = np.ascontiguousarray(blocks[:, start : start + 4]).view(np.float32)
+    return np.ascontiguousarray(chunks[:, :, :32]).view(np.int8).reshape(len(blocks), dtype.block_size), scale
+
+
+def _encode_term(dtype: DType, blocks: Floats) -> Bytes:
+    """`scale = amax / 127`, `q = round_half_even(x * (127 / amax))`, all in float32, and the sums that `dtype.py` says.
 
     The inverse is 0 where `127 / amax` is not finite (an all-zero block, or one below 3.8e-37): its quants are 0.
     A block with a NaN or an infinity has quants 0 and a scale that is not finite, so that the fault stays visible.
@@ -241,20 +250,40 @@ def _encode_q8_act(blocks: Floats) -> Bytes:
         inverse = np.where(np.isfinite(inverse), inverse, np.float32(0))
         product = np.rint(blocks * inverse)
         quants = np.where(np.isfinite(product), product, np.float32(0)).astype(np.int8)
-        total = scale * quants.astype(np.int32).sum(axis=1, keepdims=True).astype(np.float32)
-    return np.concatenate([quants.view(np.uint8), scale.view(np.uint8), total.view(np.uint8)], axis=1)
+    parts = _join_q8_act(quants, scale) if dtype == q8_act else _join_q8k_act(quants, scale)
+    return np.concatenate([part.view(np.uint8) for part in parts], axis=1)
 
 
-def _decode_q8x2_act(blocks: Bytes) -> Floats:
-    return _decode_q8_act(blocks[:, :40]) + _decode_q8_act(blocks[:, 40:])
+def _join_q8_act(quants: NDArray[np.int8], scale: Floats) -> list[NDArray[Any]]:
+    total = quants.sum(axis=1, keepdims=True, dtype=np.int32)
+    with np.errstate(invalid="ignore"):
+        return [quants, scale, scale * total.astype(np.float32), total * np.int32(-8)]
 
 
-def _encode_q8x2_act(blocks: Floats) -> Bytes:
-    """The block in `q8_act`, then what its rounding left over in `q8_act`."""
-    first = _encode_q8_act(blocks)
-    with np.errstate(invalid="ignore"):  # a faulty block: infinity less infinity is NaN, as it should be
-        rest = blocks - _decode_q8_act(first)
-    return np.concatenate([first, _encode_q8_act(rest)], axis=1)
+def _join_q8k_act(quants: NDArray[np.int8], scale: Floats) -> list[NDArray[Any]]:
+    sums = quants.reshape(len(quants), 16, 16).sum(axis=2, dtype=np.int32)
+    chunks = np.concatenate(
+        [quants.reshape(-1, 8, 32).view(np.uint8), (sums * np.int32(-32)).reshape(-1, 8, 2).view(np.uint8)], axis=2
+    ).reshape(len(quants), 320)
+    return [chunks, scale, (sums[:, ::2] + sums[:, 1::2]).astype(np.int16), sums.astype(np.int16)]
+
+
+def _activation(dtype: DType, term: DType) -> StorageFormat:
+    """One term, or two: the block, then what its rounding left over in the same format."""
+
+    def decode_blocks(blocks: Bytes) -> Floats:
+        first = _decode_term(term, blocks[:, : term.block_bytes])
+        return first if dtype == term else first + _decode_term(term, blocks[:, term.block_bytes :])
+
+    def encode_blocks(blocks: Floats) -> Bytes:
+        first = _encode_term(term, blocks)
+        if dtype == term:
+            return first
+        with np.errstate(invalid="ignore"):  # a faulty block: infinity less infinity is NaN, as it should be
+            rest = blocks - _decode_term(term, first)
+        return np.concatenate([first, _encode_term(term, rest)], axis=1)
+
+    return StorageFormat(dtype, decode_blocks, encode_blocks)
 
 
 _ENCODERS: dict[str, Callable[[Floats], Bytes]] = {
@@ -276,7 +305,7 @@ STORAGE_FORMATS: dict[str, StorageFormat] = {
         StorageFormat(f16, _decode_f16, _encode_f16),
         StorageFormat(bf16, _decode_bf16, _encode_bf16),
         *_WEIGHTS,
-        StorageFormat(q8_act, _decode_q8_act, _encode_q8_act),
-        StorageFormat(q8x2_act, _decode_q8x2_act, _encode_q8x2_act),
+        *(_activation(dtype, q8_act) for dtype in (q8_act, q8x2_act)),
+        *(_activation(dtype, q8k_act) for dtype in (q8k_act, q8kx2_act)),
     )
 }

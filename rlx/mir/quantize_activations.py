@@ -9,7 +9,7 @@ quantised form itself. Next: `rlx/lir/lower.py`.
 from __future__ import annotations
 
 from rlx.core.backend import Backend
-from rlx.core.dtype import DType, f32, q8_act, q8x2_act
+from rlx.core.dtype import DType, activation_format, f32
 from rlx.core.graph import Graph, GraphBuilder, Node, Value
 from rlx.ops.op import Emitter
 
@@ -21,7 +21,7 @@ def quantize_activations(graph: Graph, backend: Backend) -> Graph:
     quantised: dict[tuple[Value, DType], Value] = {}
     for node in graph.nodes:
         if node.op == "linear" and node.inputs[0].type.dtype == f32 and backend.quantizes(node.inputs[1].type.dtype):
-            x, dtype = node.inputs[0], q8x2_act if node.output in final else q8_act
+            x, dtype = node.inputs[0], activation_format(node.inputs[1].type.dtype, 2 if node.output in final else 1)
             if (x, dtype) not in quantised:
                 quantised[x, dtype] = Emitter(builder, node.location)("quantize", x, dtype=dtype)
             inputs = (quantised[x, dtype], *node.inputs[1:])

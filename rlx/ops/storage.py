@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim
-from rlx.core.dtype import ACTIVATION_TERMS, PACKED_WEIGHTS, DType, bf16, f16, f32, i32, q8_act, q8x2_act
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, PACKED_WEIGHTS, DType, bf16, f16, f32, i32, q8_act
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
@@ -23,7 +23,7 @@ _STORED = (*PACKED_WEIGHTS, f16, bf16)
 
 def _infer_dequantize(types: Types, attrs: Attrs) -> Types:
     check_arity(types, 1)
-    if types[0].dtype not in (*_STORED, q8_act, q8x2_act):
+    if types[0].dtype not in _STORED and types[0].dtype.name not in ACTIVATION_TERMS:
         raise ShapeError("dequantize takes a storage format", found=str(types[0]))
     return (types[0].with_dtype(f32),)
 
@@ -63,13 +63,14 @@ def _reference_quantize(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> 
 quantize = register(
     OpDef(
         "quantize",
-        "Float32 rows rounded to the activation format (int8, one scale per 32).",
+        "Float32 rows rounded to the activation format (int8, one scale per block).",
         _infer_quantize,
         _reference_quantize,
         Missing("primitive"),
         lambda: tuple(
-            Sample(str(dtype), (TensorType(f32, (Dim("seq", max=64), 96)),), {"dtype": dtype}, {"seq": 5})
-            for dtype in (q8_act, q8x2_act)
+            Sample(name, (TensorType(f32, (Dim("seq", max=64), width)),), {"dtype": DTYPES[name]}, {"seq": 5})
+            for name in ACTIVATION_TERMS
+            for width in (3 * DTYPES[name].block_size,)
         ),
         (Attribute("dtype", "the storage format", q8_act),),
         row_wise=True,

@@ -86,7 +86,7 @@ def test_plain_float_is_stored_as_it_is() -> None:
     np.testing.assert_array_equal(decode(dtype.f32, raw, (4, 5)), values)
 
 
-@pytest.mark.parametrize("storage", [*FORMATS, dtype.q8_act], ids=str)
+@pytest.mark.parametrize("storage", [*FORMATS, dtype.q8_act, dtype.q8k_act], ids=str)
 def test_empty_tensor(storage: DType) -> None:
     shape = (0, max(32, storage.block_size))
     if storage not in READ_ONLY:
@@ -99,7 +99,7 @@ def test_activation_format_follows_its_definition(block: list[float]) -> None:
     values = np.array(block, np.float32)
     raw = encode(dtype.q8_act, values)
     quanta = raw[:32].view(np.int8)
-    scale, total = raw[32:].view(np.float32)
+    scale, total = raw[32:40].view(np.float32)
     largest = np.abs(values).max()
     assert scale == largest / np.float32(127)
     with np.errstate(all="ignore"):
@@ -108,11 +108,29 @@ def test_activation_format_follows_its_definition(block: list[float]) -> None:
         # Python's round is half to even, on the float32 product.
         assert quantum == (round(float(value * inverse)) if np.isfinite(inverse) else 0)
     assert total == scale * np.float32(int(quanta.astype(np.int64).sum()))
+    assert raw[40:].view(np.int32) == -8 * quanta.astype(np.int64).sum()
     decoded = decode(dtype.q8_act, raw, (32,))
     np.testing.assert_array_equal(decoded, quanta.astype(np.float32) * scale)
     # Half a step, and a little for the two roundings of scale and inverse (relative 2**-23 of at most 127 steps).
     if np.isfinite(inverse):
         assert np.abs(decoded - values).max() <= 0.501 * float(scale) + 1e-38
+
+
+def test_the_large_activation_format_follows_its_definition() -> None:
+    """One scale for 256; the sums of halves as int32 times -32, and sums of 32 and of 16 as int16."""
+    values = samples((4, 256), 5)[1:]
+    values[1] = 127.0  # the largest sums
+    raw = encode(dtype.q8k_act, values).reshape(3, -1)
+    for row, block in zip(values, raw, strict=True):
+        chunks = block[:320].reshape(8, 40)
+        quanta, scale = chunks[:, :32].copy().view(np.int8).reshape(-1), block[320:324].view(np.float32)[0]
+        assert scale == np.abs(row).max() / np.float32(127)
+        np.testing.assert_array_equal(quanta, np.rint(row * (np.float32(127) / np.abs(row).max())))
+        sums = quanta.astype(np.int64).reshape(16, 16).sum(axis=1)
+        np.testing.assert_array_equal(chunks[:, 32:].copy().view(np.int32).reshape(-1), -32 * sums)
+        np.testing.assert_array_equal(block[324:340].view(np.int16), sums[::2] + sums[1::2])
+        np.testing.assert_array_equal(block[340:].view(np.int16), sums)
+        np.testing.assert_array_equal(decode(dtype.q8k_act, block, (256,)), quanta.astype(np.float32) * scale)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

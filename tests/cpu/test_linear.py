@@ -26,6 +26,8 @@ from tests.cpu.compiling import TARGETS, Array, compiled, one_op, same_bits, sto
 U = 2.0**-24
 FLOAT_FORMATS = ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0")
 INTEGER_FORMATS = ("q4_0", "q4_1", "q8_0")
+ACTIVATIONS = ("q8_act", "q8x2_act")
+"""What weights in blocks of 32 are multiplied with."""
 BLOCK = 32
 
 
@@ -90,7 +92,10 @@ def integer_parts(name: str, raw: NDArray[np.uint8], out: int) -> tuple[Array, A
 
 
 def integer_formula(name: str, raw: NDArray[np.uint8], x: NDArray[np.uint8], out: int) -> tuple[Array, Array]:
-    """The product in float64 and the sum of the magnitudes of its terms; `x` has one or more int8 terms for a block."""
+    """The product in float64 and the sum of the magnitudes of its terms; `x` has one or more int8 terms for a block.
+
+    The offset is that of the formula with a minimum, which is at least as large as what starting with it makes.
+    """
     quants, scale, minimum = integer_parts(name, raw, out)
     blocks = x.reshape(len(x), scale.shape[1], -1, q8_act.block_bytes)
     values = blocks[..., :32].view(np.int8).astype(np.int64)
@@ -103,7 +108,7 @@ def integer_formula(name: str, raw: NDArray[np.uint8], x: NDArray[np.uint8], out
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", INTEGER_FORMATS)
-@pytest.mark.parametrize("activation", ACTIVATION_TERMS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @given(data=st.data())
 @settings(max_examples=8)
 def test_the_integer_product_is_its_formula(target: str, activation: str, name: str, data: st.DataObject) -> None:
@@ -134,7 +139,8 @@ def test_extreme_bytes_do_not_overflow(name: str) -> None:
     x = np.zeros((3, k // BLOCK, q8_act.block_bytes), np.uint8)
     for row, value in enumerate((127, -127, 1)):
         x[row, :, :32] = np.int8(value).view(np.uint8)
-        x[row, :, 32:] = np.array([1.0, 32.0 * value], np.float32).view(np.uint8)
+        x[row, :, 32:40] = np.array([1.0, 32.0 * value], np.float32).view(np.uint8)
+        x[row, :, 40:] = np.array([-8 * 32 * value], np.int32).view(np.uint8)
     x = x.reshape(3, -1)
     true, _ = integer_formula(name, raw.reshape(-1), x, out)
     for target in TARGETS:
@@ -145,7 +151,7 @@ def test_extreme_bytes_do_not_overflow(name: str) -> None:
         exe.close()
 
 
-COMBINATIONS = [*((name, "f32") for name in FLOAT_FORMATS), *product_of(INTEGER_FORMATS, ACTIVATION_TERMS)]
+COMBINATIONS = [*((name, "f32") for name in FLOAT_FORMATS), *product_of(INTEGER_FORMATS, ACTIVATIONS)]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -170,7 +176,7 @@ def test_a_row_does_not_depend_on_its_neighbours(target: str, name: str, activat
 
 
 @pytest.mark.parametrize("name", INTEGER_FORMATS)
-@pytest.mark.parametrize("activation", ACTIVATION_TERMS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("rows", [1, 3, 21])
 def test_the_integer_product_has_the_same_bits_with_avx512_and_avx2(name: str, activation: str, rows: int) -> None:
     """Both have fused multiply-add and take blocks in the order of k."""

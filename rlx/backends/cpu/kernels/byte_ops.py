@@ -1,7 +1,7 @@
-"""Steps on vectors of bytes whose form depends on the target: a table of 16 bytes, and sums of 16 bytes.
+"""Steps on packed vectors whose form depends on the target: a table of 16 bytes, and products of pairs of int16.
 
 Like the primitives of `emit.py`, on which they are built; only packed weights need them. Used by `formats_blocks.py`
-and `linear.py`.
+and `linear_integer.py`.
 """
 
 from __future__ import annotations
@@ -34,19 +34,25 @@ def lookup16(e: Emit, table: Sequence[int], indices: Val) -> Val:
     return level[0]
 
 
-def half_sums(e: Emit, address: Val, factor: int) -> tuple[Val, Val]:
-    """`factor` (-127..127) times the sums of int8 bytes 0..15 and 16..31 behind `address`, in all lanes of i32."""
-    if not e.target.avx2:
-        halves = [e.load(e.at(address, start), vec(I8, LANES)).sext(I32) for start in (0, LANES)]
-        low, high = (e.splat(e.reduce(half, lambda a, b: a + b) * factor) for half in halves)
-        return low, high
-    signed = e.load(address, vec(I8, 32))
-    # the factor's magnitude has to be unsigned; its sign comes with the second step
-    pairs = _x86(e, "llvm.x86.avx2.pmadd.ub.sw", e.like(abs(factor), signed), signed, result=vec(I16, 16))
-    sums = _x86(e, "llvm.x86.avx2.pmadd.wd", pairs, e.like(-1 if factor < 0 else 1, pairs), result=vec(I32, 8))
-    for order in ((1, 0, 3, 2, 5, 4, 7, 6), (2, 3, 0, 1, 6, 7, 4, 5)):
-        sums = sums + e.shuffle(sums, sums, order)
-    return e.shuffle(sums, sums, [0] * LANES), e.shuffle(sums, sums, [4] * LANES)
+def dot2(e: Emit, accumulator: Val, left: Val, right: Val) -> Val:
+    """accumulator[i] + left[i].low * right[i].low + left[i].high * right[i].high, lanes of i32 as pairs of int16."""
+    shorts = vec(I16, 2 * LANES)
+    if e.target.vnni:
+        name = "llvm.x86.avx512.vpdpwssd.512"
+        return _x86(e, name, accumulator, left.bitcast(shorts), right.bitcast(shorts))
+    if e.target.avx2:
+        name, half = "llvm.x86.avx2.pmadd.wd", vec(I16, LANES)
+        parts = [[e.part(x, i, 8).bitcast(half) for x in (left, right)] for i in (0, 8)]
+        return accumulator + e.join(*(_x86(e, name, *pair, result=vec(I32, 8)) for pair in parts))
+    for shift in (16, 0):
+        low, high = ((x << shift).shift_right_signed(16) for x in (left, right))
+        accumulator = accumulator + low * high
+    return accumulator
+
+
+def pair16(low: Val, high: Val) -> Val:
+    """Lanes of i32 that fit int16 as the pairs of int16 that `dot2` takes."""
+    return low & 0xFFFF | high << 16
 
 
 def _x86(e: Emit, name: str, *operands: Val, result: Any = None) -> Val:

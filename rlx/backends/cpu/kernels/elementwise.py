@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 
 from rlx.backends.cpu.emit import F32, I1, I8, I32, LANES, Emit, Val, vec
 from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
-from rlx.backends.cpu.kernels.store import QUANTISED_BLOCK, QUANTISED_BYTES, store_quantised
+from rlx.backends.cpu.kernels.store import store_quantised
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.vmath import SCALAR_EMITTERS
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import Shape, Size, divide_exact, product
-from rlx.core.dtype import ACTIVATION_TERMS
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, DType
 from rlx.core.graph import Node
 from rlx.core.type import TensorType
 from rlx.ops.elementwise import Expression, parse_expression
@@ -71,7 +71,7 @@ def _plan(node: Node, target: Target) -> KernelPlan:
 
 def _blocks(type_: TensorType) -> int:
     last = type_.shape[-1]
-    return last // QUANTISED_BLOCK if isinstance(last, int) else 0
+    return last // type_.dtype.block_size if isinstance(last, int) else 0
 
 
 def _chunks(count: Size) -> Size:
@@ -89,7 +89,7 @@ def build(body: Body, config: Mapping[str, Setting]) -> None:
     expression = parse_expression(str(config["expression"]))
     loader = _Loader(body, operands)
     if config["out"] in ACTIVATION_TERMS:
-        _build_quantised(body, expression, loader, ACTIVATION_TERMS[str(config["out"])])
+        _build_quantised(body, expression, loader, DTYPES[str(config["out"])])
     elif config["flat"]:
         e, count = body.e, body.size(0)
         start, stop = body.begin * LANES, e.minimum(body.end * LANES, count)
@@ -162,9 +162,11 @@ def _vector_loop(
         e.masked_store(value, e.at(loader.out, base + whole, value.element), mask)
 
 
-def _build_quantised(body: Body, expression: Expression, loader: _Loader, terms: int) -> None:
+def _build_quantised(body: Body, expression: Expression, loader: _Loader, dtype: DType) -> None:
     e = body.e
     with e.loop(body.begin, body.end) as block:
-        base = block * QUANTISED_BLOCK
-        values = [_evaluate(e, expression, loader.load(e.i64(part), base, None)) for part in (0, LANES)]
-        store_quantised(e, values, e.at(loader.out, block * (terms * QUANTISED_BYTES)), terms)
+
+        def values_at(k: Val, first: Val = block * dtype.block_size) -> Val:
+            return _evaluate(e, expression, loader.load(k, first, None))
+
+        store_quantised(e, values_at, e.at(loader.out, block * dtype.block_bytes), dtype)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.backends.cpu.emit import F32, I16, LANES, Emit, Val, vec
-from rlx.backends.cpu.kernels.formats_blocks import CHUNK, LAYOUTS, BlockLayout, IntegerChunk, Place
+from rlx.backends.cpu.kernels.formats_blocks import CHUNK, LAYOUTS, BlockLayout, Place
 from rlx.core.dtype import DType, bf16, f16, f32
 
 Bytes = NDArray[np.uint8]
@@ -36,9 +36,7 @@ class WeightFormat:
         floats: (e, chunk, k within the chunk) to the 16 rows' float32 values.
         row: (e, chunk, row within the group as i64) to the chunk's values of one row: vectors of 16, or a scalar.
         chunk: k per chunk, which is what kernels unpack at once.
-        head_bytes, chunk_bytes: bytes of a block before its first chunk, and of each chunk.
-        integer: (e, chunk) to its unsigned bytes and scales, quantised formats only.
-        small: whether those bytes stay below 128.
+        layout: of quantised formats, what their integer form is made from.
     """
 
     dtype: DType
@@ -48,23 +46,21 @@ class WeightFormat:
     floats: Callable[[Emit, Place, int], Val]
     row: Callable[[Emit, Place, Val], list[Val]]
     chunk: int = 1
-    head_bytes: int = 0
-    chunk_bytes: int = 0
-    integer: Callable[[Emit, Place], IntegerChunk] | None = None
-    small: bool = True
+    layout: BlockLayout | None = None
 
     @contextmanager
     def chunks(self, e: Emit, weight: Val, blocks: Val) -> Generator[tuple[Place, Val]]:
         """A loop over the chunks of a group's blocks in order: (where it lies, its number among all of them)."""
-        count = self.block // self.chunk
+        layout, zero = self.layout, e.i64(0)
         with e.loop(0, blocks) as block:
             address = e.at(weight, block * self.block_bytes)
-            if count == 1:
-                yield Place(address, e.at(address, self.head_bytes), e.i64(0)), block
+            if layout is None:
+                yield Place(address, address, address, zero), block
+            elif layout.chunks == 1:
+                yield layout.place(e, address, zero), block
             else:
-                with e.loop(0, count) as index:
-                    chunk = e.at(address, index * self.chunk_bytes + self.head_bytes)
-                    yield Place(address, chunk, index), block * count + index
+                with e.loop(0, layout.chunks) as index:
+                    yield layout.place(e, address, index), block * layout.chunks + index
 
 
 def pack_rows16(dtype: DType, raw: Bytes, shape: tuple[int, ...]) -> Bytes:
@@ -129,10 +125,7 @@ def _quantised(name: str, layout: BlockLayout) -> WeightFormat:
         layout.floats,
         layout.row,
         CHUNK,
-        layout.head_bytes,
-        layout.chunk_bytes,
-        layout.integer,
-        layout.small,
+        layout,
     )
 
 
@@ -145,10 +138,10 @@ def _plain(dtype: DType, element: Any, convert: Callable[[Emit, Val], Val]) -> W
         return np.ascontiguousarray(moved).view(np.uint8).reshape(-1)
 
     def floats(e: Emit, place: Place, k: int) -> Val:
-        return convert(e, e.load(place.chunk, vec(element)))
+        return convert(e, e.load(place.quants, vec(element)))
 
     def row(e: Emit, place: Place, lane: Val) -> list[Val]:
-        return [convert(e, e.load(place.chunk, element, lane))]
+        return [convert(e, e.load(place.quants, element, lane))]
 
     return WeightFormat(dtype, 1, LANES * dtype.block_bytes, pack, floats, row)
 

@@ -1,6 +1,6 @@
 """The `rows16` layout of block-quantised weights, made from `core/storage_blocks.py` and one `BlockLayout` each.
 
-A block of 16 rows is a head, then its chunks of 32 k; a chunk is its side, then its quants. All is 16 lanes wide, one
+A block of 16 rows is a head, the sides of its chunks of 32 k, then their quants. All is 16 lanes wide, one
 for each row:
 
     head      the half factors, 16 x half or 16 x (half scale, half minimum); what else all chunks share
@@ -26,23 +26,24 @@ from rlx.backends.cpu.kernels.byte_ops import BYTES, lookup16
 from rlx.core.storage_blocks import BLOCK_FORMATS, BlockFormat, Bytes, Parts
 
 CHUNK = 32
-"""k of a chunk: what one block of quantised activations covers."""
+"""k of a chunk, for which a scale holds, or one for each half."""
 _SLAB_BYTES = 1 << 19
 """Blocks are taken apart in pieces of this size, which stay in the cache and need little memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A chunk of 16 rows: the addresses of its block and of the chunk, and its number in the block (i64)."""
+    """A chunk of 16 rows: the addresses of its block, its side and its quants, and its number in the block (i64)."""
 
     block: Val
-    chunk: Val
+    side: Val
+    quants: Val
     index: Val
 
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """The scales of a chunk: `w = scale * u + minimum`, or with integers for each half of 16 k:
+    """The scales of a chunk: `w = scale * u + minimum`, or with integers for the chunk or each half of 16 k of it:
 
     `w = scale * scales[half] * u + minimum * minimums[half]`.
     """
@@ -54,10 +55,10 @@ class Scales:
 
     def of_half(self, half: int) -> tuple[Val, Val | None]:
         """Float32 scale and minimum of k 0..15 or 16..31."""
-        scale = self.scale * self.scales[half].to_float() if self.scales else self.scale
+        scale = self.scale * self.scales[half % len(self.scales)].to_float() if self.scales else self.scale
         if self.minimum is None or not self.minimums:
             return scale, self.minimum
-        return scale, self.minimum * self.minimums[half].to_float()
+        return scale, self.minimum * self.minimums[half % len(self.minimums)].to_float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,11 @@ class IntegerChunk:
 
     Attributes:
         words: (first k, 4 unsigned bytes of each row as 16 x i32) of all 8 words.
-        scales: see there. Without integer scales the zero is part of the minimum.
-        zero: what is left to subtract.
+        scales: see there.
+        zero: the byte that stands for 0.
     """
 
-    words: list[tuple[int, Val]]
+    words: Sequence[tuple[int, Val]]
     scales: Scales
     zero: int
 
@@ -94,7 +95,7 @@ class Reader:
 
     def side(self, column: int) -> Val:
         """A byte of the chunk's side, as i32."""
-        return self.load(self.place.chunk, column * LANES, I8).zext(I32)
+        return self.load(self.place.side, column * LANES, I8).zext(I32)
 
     def half_pair(self) -> tuple[Val, Val]:
         """The factors of scale and minimum."""
@@ -132,13 +133,18 @@ class BlockLayout:
 
     @property
     def head_bytes(self) -> int:
-        """Bytes before the first chunk."""
+        """Bytes before the sides."""
         return LANES * ((2 * len(self.fmt.halves) or 1) + (4 if self.shared else 0))
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of a chunk."""
-        return LANES * (self.columns + 4 * self.fmt.bits)
+        """Bytes of the quants of a chunk."""
+        return LANES * 4 * self.fmt.bits
+
+    @property
+    def quants_start(self) -> int:
+        """Bytes before the quants."""
+        return self.head_bytes + self.chunks * self.columns * LANES
 
     @property
     def chunks(self) -> int:
@@ -148,17 +154,17 @@ class BlockLayout:
     @property
     def block_bytes(self) -> int:
         """Bytes of a block of 16 rows."""
-        return self.head_bytes + self.chunks * self.chunk_bytes
+        return self.quants_start + self.chunks * self.chunk_bytes
 
     @property
     def values(self) -> tuple[int, ...]:
-        """The table raised to start at 0."""
-        return tuple(value - min(self.fmt.table) for value in self.fmt.table)
+        """The table raised so that no value is negative."""
+        return tuple(value + self.zero for value in self.fmt.table)
 
     @property
     def zero(self) -> int:
-        """The unsigned byte that stands for 0."""
-        return -min(self.fmt.table) if self.fmt.table else self.fmt.zero
+        """The unsigned byte that stands for 0: 0 or a power of two, which activations can be shifted to."""
+        return 1 << (-min(self.fmt.table) - 1).bit_length() if self.fmt.table else self.fmt.zero
 
     @property
     def small(self) -> bool:
@@ -184,9 +190,11 @@ class BlockLayout:
         end = _lay(result, factors.view(f"u{factors.shape[1]}"))
         if self.shared:
             _lay(result[..., end:], self.shared(parts)[:, None])
-        chunks = result[..., self.head_bytes :].reshape(*result.shape[:2], self.chunks, self.chunk_bytes)
-        end = _lay(chunks, self.side(parts)) if self.side else 0
-        self._lay_planes(chunks[..., end:].view(np.uint32), parts.levels)
+        if self.side:
+            sides = self.side(parts)
+            _lay(result[..., self.head_bytes :], sides.reshape(len(sides), -1))
+        quants = result[..., self.quants_start :].reshape(*result.shape[:2], self.chunks, self.chunk_bytes)
+        self._lay_planes(quants.view(np.uint32), parts.levels)
 
     def _lay_planes(self, result: NDArray[np.uint32], levels: Bytes) -> None:
         """Levels [rows * blocks, block] as planes, to `result` [groups, blocks, chunks, 16 words for each bit]."""
@@ -204,11 +212,16 @@ class BlockLayout:
 
     # ---- unpacking ----
 
+    def place(self, e: Emit, block: Val, index: Val) -> Place:
+        """Where chunk `index` (i64) of the block at an address lies."""
+        side = e.at(block, index * (self.columns * LANES) + self.head_bytes)
+        return Place(block, side, e.at(block, index * self.chunk_bytes + self.quants_start), index)
+
     def word(self, r: Reader, w: int) -> Val:
         """The unsigned bytes of k = 4w..4w+3: i32 for each row."""
-        position, start, word = 0, self.columns * LANES, None
+        position, start, word = 0, 0, None
         for bits in self.planes:
-            stored = r.load(r.place.chunk, start + 64 * (w % bits), I32)
+            stored = r.load(r.place.quants, start + 64 * (w % bits), I32)
             move = position - bits * (w // bits)
             field = stored << move if move > 0 else stored >> -move if move else stored
             if bits < 8:
@@ -250,14 +263,14 @@ class BlockLayout:
 
     def integer(self, e: Emit, place: Place) -> IntegerChunk:
         """The integer form of a chunk of 16 rows."""
-        reader, first = Reader(e, place, None), self.planes[0]
-        scales, zero = self.read(reader), self.zero
-        # words that share a vector of the first plane follow each other
-        order = sorted(range(8), key=lambda w: (w % first, w))
-        words = [(4 * w, self.bytes_of(reader, w)) for w in order]
-        if zero and not scales.scales:
-            scales, zero = Scales(scales.scale, scales.scale * -float(zero)), 0
-        return IntegerChunk(words, scales, zero)
+        reader, scales, first = Reader(e, place, None), self.scales(e, place), self.planes[0]
+        # words that share a vector of the first plane follow each other, unless the halves have scales of their own
+        order = range(8) if len(scales.scales) == 2 else sorted(range(8), key=lambda w: (w % first, w))
+        return IntegerChunk([(4 * w, self.bytes_of(reader, w)) for w in order], scales, self.zero)
+
+    def scales(self, e: Emit, place: Place) -> Scales:
+        """The scales of a chunk of 16 rows."""
+        return self.read(Reader(e, place, None))
 
 
 def _lay(result: Bytes, elements: NDArray[Any]) -> int:
@@ -294,7 +307,7 @@ def _read_mxfp4(r: Reader) -> Scales:
 
 def _read_q4_k(r: Reader) -> Scales:
     scale, minimum = r.half_pair()
-    return Scales(scale * r.side(0).to_float(), -minimum * r.side(1).to_float())
+    return Scales(scale, -minimum, [r.side(0)], [r.side(1)])
 
 
 def _read_q2_k(r: Reader) -> Scales:

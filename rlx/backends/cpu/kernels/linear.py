@@ -6,16 +6,7 @@
           for each block of k:   accumulate 16 outputs x rows, in registers
 
 Each output is reduced in one order, and the tile does not enter into it. Float weights: one fused multiply-add per k.
-Integers: the chunks of 32 k in order, and for each of them, with u the unsigned bytes and x the int8 activations,
-
-    total = fma(sum(u x), scale * x_scale, total)                       scale and minimum of a chunk
-    total = fma(minimum, x_sum, total)
-
-    total = fma(sum over both halves of scales[half] * sum((u - zero) x), scale * x_scale, total)
-    total = fma(sum over both halves of minimums[half] * sum(x), minimum * x_scale, total)
-
-where the second form is for formats with small integer scales for each 16 k. Its sums are below 2^24 in magnitude
-(Q6_K: 2 * 128 * 16 * 32 * 127), so that they are exact in float32 as well.
+Next: `linear_integer.py`, which says how it is for integers.
 """
 
 from __future__ import annotations
@@ -24,25 +15,23 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from rlx.backends.cpu.emit import F32, I32, LANES, VF, VI, Emit, Val, Var
-from rlx.backends.cpu.kernels.byte_ops import half_sums
+from rlx.backends.cpu.emit import F32, LANES, VF, Emit, Val
 from rlx.backends.cpu.kernels.formats import FORMATS, WeightFormat
-from rlx.backends.cpu.kernels.formats_blocks import IntegerChunk
+from rlx.backends.cpu.kernels.linear_integer import integer_tile
 from rlx.backends.cpu.kernels.registry import Body, Setting, When, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
-from rlx.core.dtype import ACTIVATION_TERMS, f32, q8_act
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, activation_format, f32
 from rlx.core.graph import Node
 from rlx.ops.op import static_axis
 
 ROW_TILES = (8, 4, 1)
 GROUPS_BYTES = 256 << 10
 """Weights that stay in the second-level cache while the tiles of rows pass by."""
-ACTIVATION_BLOCK = q8_act.block_bytes
 
-Tile: TypeAlias = Callable[[Emit, WeightFormat, Sequence[Val], Val, Val], list[Val]]
-"""(e, format, addresses of the rows, address of the weights of 16 outputs, blocks) to 16 results for each row."""
+Tile: TypeAlias = Callable[[Emit, Sequence[Val], Val, Val], list[Val]]
+"""(e, addresses of the rows, address of the weights of 16 outputs, blocks) to 16 results for each row."""
 
 
 def _why_not(quantised: bool) -> When:
@@ -52,8 +41,10 @@ def _why_not(quantised: bool) -> When:
             return f"there is no layout for {weight.dtype} weights"
         if (x.dtype.name in ACTIVATION_TERMS) != quantised:
             return f"x is {x.dtype}"
-        if quantised and FORMATS[weight.dtype.name].integer is None:
+        if quantised and FORMATS[weight.dtype.name].layout is None:
             return f"a {weight.dtype} weight has no integer form"
+        if quantised and x.dtype != (needed := activation_format(weight.dtype, ACTIVATION_TERMS[x.dtype.name])):
+            return f"x is {x.dtype}, and a {weight.dtype} weight takes {needed}"
         return None
 
     return when
@@ -62,30 +53,28 @@ def _why_not(quantised: bool) -> When:
 def _plan(node: Node, target: Target) -> KernelPlan:
     x, weight = node.inputs[0].type, node.inputs[1].type
     out, k = static_axis(weight, 0, "out"), static_axis(weight, 1, "in")
-    terms = ACTIVATION_TERMS.get(x.dtype.name, 0)
     config = {
-        "terms": terms,
+        "x": x.dtype.name,
         "weight": weight.dtype.name,
         "bias": len(node.inputs) == 3,
         "partial": bool(out % LANES),
     }
-    variant = "integer" if terms else "float"
+    variant = "integer" if x.dtype.is_packed else "float"
     return KernelPlan(variant, config, (product(x.shape[:-1]), k, out), -(-out // LANES), {1: "rows16"})
 
 
 @kernel(
     "linear",
     "integer",
-    help="int8 activations times weights of 2 to 8 bits, 32-bit sums per chunk of 32",
+    help="int8 activations times weights of 2 to 8 bits, 32-bit sums per block",
     when=_why_not(quantised=True),
     plan=_plan,
 )
 def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x quantised [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
-    fmt = FORMATS[str(config["weight"])]
-    terms = int(config["terms"])
-    x_block = terms * ACTIVATION_BLOCK * (fmt.block // q8_act.block_size)
-    _build(body, config, fmt, x_block, partial(_integer_tile, terms))
+    fmt, activation = FORMATS[str(config["weight"])], DTYPES[str(config["x"])]
+    if fmt.layout is not None:
+        _build(body, config, fmt, activation.block_bytes, partial(integer_tile, activation, fmt.layout))
 
 
 @kernel(
@@ -98,7 +87,7 @@ def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
 def build_float(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x f32 [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
     fmt = FORMATS[str(config["weight"])]
-    _build(body, config, fmt, fmt.block * f32.block_bytes, _float_tile)
+    _build(body, config, fmt, fmt.block * f32.block_bytes, partial(_float_tile, fmt))
 
 
 def _build(body: Body, config: Mapping[str, Setting], fmt: WeightFormat, x_block: int, tile: Tile) -> None:
@@ -119,7 +108,7 @@ def _build(body: Body, config: Mapping[str, Setting], fmt: WeightFormat, x_block
                 row = done.get()
                 addresses = [e.at(x, (row + r) * row_bytes) for r in range(tile_rows)]
                 with e.loop(begin, end) as group:
-                    results = tile(e, fmt, addresses, e.at(weight, group * group_bytes), blocks)
+                    results = tile(e, addresses, e.at(weight, group * group_bytes), blocks)
                     column = group * LANES
                     left = columns - column
                     bias = _load_columns(e, e.at(body.buffer(2), column, F32), left, config) if config["bias"] else None
@@ -145,67 +134,7 @@ def _store_columns(e: Emit, value: Val, address: Val, left: Val, config: Mapping
             e.masked_store(value, address, e.tail_mask(left))
 
 
-def _integer_tile(terms: int, e: Emit, fmt: WeightFormat, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
-    if fmt.integer is None:
-        return []
-    sums = [e.var(0.0, VF) for _ in x]
-    with fmt.chunks(e, weight, blocks) as (place, number):
-        chunk = fmt.integer(e, place)
-        for term in range(terms):
-            rows = [e.at(row, number * (terms * ACTIVATION_BLOCK) + term * ACTIVATION_BLOCK) for row in x]
-            if chunk.scales.scales:
-                _add_halves(e, fmt, chunk, rows, sums)
-            else:
-                _add_whole(e, fmt, chunk, rows, sums)
-    return [total.get() for total in sums]
-
-
-def _add_whole(e: Emit, fmt: WeightFormat, chunk: IntegerChunk, rows: Sequence[Val], sums: Sequence[Var]) -> None:
-    """A chunk that has one scale and minimum."""
-    # two chains of sums hide the latency where a tile has few rows
-    starts = [[e.typed(0, VI)] * (2 if len(rows) < 4 else 1) for _ in rows]
-    for row, parts, total in zip(rows, _dots(e, fmt, chunk, rows, starts), sums, strict=True):
-        integer = parts[0] + parts[1] if len(parts) == 2 else parts[0]
-        x_scale = e.splat(e.load(e.at(row, 32), F32))
-        product_sum = e.fma(integer.to_float(), chunk.scales.scale * x_scale, total.get())
-        if chunk.scales.minimum is not None:
-            product_sum = e.fma(chunk.scales.minimum, e.splat(e.load(e.at(row, 36), F32)), product_sum)
-        total.set(product_sum)
-
-
-def _add_halves(e: Emit, fmt: WeightFormat, chunk: IntegerChunk, rows: Sequence[Val], sums: Sequence[Var]) -> None:
-    """A chunk with integer scales, and perhaps minimums, of both halves."""
-    scales = chunk.scales
-    zeros = [half_sums(e, row, -chunk.zero) if chunk.zero else [e.typed(0, VI)] * 2 for row in rows]
-    for row, (low, high), total in zip(rows, _dots(e, fmt, chunk, rows, zeros, by_half=True), sums, strict=True):
-        x_scale = e.splat(e.load(e.at(row, 32), F32))
-        integer = scales.scales[0] * low + scales.scales[1] * high
-        product_sum = e.fma(integer.to_float(), scales.scale * x_scale, total.get())
-        if scales.minimum is not None:
-            x_low, x_high = half_sums(e, row, 1)
-            offset = scales.minimums[0] * x_low + scales.minimums[1] * x_high
-            product_sum = e.fma(offset.to_float(), scales.minimum * x_scale, product_sum)
-        total.set(product_sum)
-
-
-def _dots(
-    e: Emit,
-    fmt: WeightFormat,
-    chunk: IntegerChunk,
-    rows: Sequence[Val],
-    starts: Sequence[Sequence[Val]],
-    by_half: bool = False,
-) -> list[list[Val]]:
-    """For every row the integer sums of the chunk on top of its starts, one for each half of k or any words in each."""
-    parts = [list(start) for start in starts]
-    for index, (k, unsigned) in enumerate(chunk.words):
-        for row, part in zip(rows, parts, strict=True):
-            slot = k // 16 if by_half else index % len(part)
-            part[slot] = e.dot4(part[slot], unsigned, e.splat(e.load(e.at(row, k), I32)), fmt.small)
-    return parts
-
-
-def _float_tile(e: Emit, fmt: WeightFormat, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
+def _float_tile(fmt: WeightFormat, e: Emit, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
     sums = [e.var(0.0, VF) for _ in x]
     with fmt.chunks(e, weight, blocks) as (place, number):
         rows = [e.at(row, number * fmt.chunk, F32) for row in x]

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 
 from rlx.backends.cpu.emit import F32, LANES, VF, Emit, Val
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
-from rlx.backends.cpu.kernels.store import QUANTISED_BLOCK, QUANTISED_BYTES, store_quantised
+from rlx.backends.cpu.kernels.store import store_quantised
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
-from rlx.core.dtype import ACTIVATION_TERMS
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, DType
 from rlx.core.graph import Node
 from rlx.ops.op import float_attr, int_attr, static_axis
 
@@ -41,17 +41,18 @@ def _plan_rms_norm(node: Node, target: Target) -> KernelPlan:
     config: dict[str, Setting] = {
         "eps": float_attr(node.attrs, "eps"),
         "plus_one": bool(node.attrs["plus_one"]),
-        "terms": ACTIVATION_TERMS.get(str(node.attrs["dtype"]), 0),
+        "out": str(node.attrs["dtype"]),
         "width": width,
     }
     return KernelPlan("row", config, (), product(x.shape[:-1]) * groups)
 
 
 def _rms_norm_why_not(node: Node, target: Target) -> str | None:
-    if str(node.attrs["dtype"]) not in ACTIVATION_TERMS:
+    dtype = node.attrs["dtype"]
+    if not isinstance(dtype, DType) or dtype.name not in ACTIVATION_TERMS:
         return None
     width = static_axis(node.inputs[0].type, -1, "the normalised axis") // int_attr(node.attrs, "groups")
-    return "a quantised result needs whole blocks of 32" if width % QUANTISED_BLOCK else None
+    return f"a quantised result needs whole blocks of {dtype.block_size}" if width % dtype.block_size else None
 
 
 @kernel("rms_norm", "row", help="one pass for the squares, one to scale", when=_rms_norm_why_not, plan=_plan_rms_norm)
@@ -59,9 +60,7 @@ def build_rms_norm(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x, weight [width], out (f32 or quantised); units are rows of `width`."""
     e, width = body.e, int(config["width"])
     x, weight, out = (body.buffer(i) for i in range(3))
-    terms = int(config["terms"])
-    block_bytes = terms * QUANTISED_BYTES
-    out_bytes = width // QUANTISED_BLOCK * block_bytes
+    dtype = DTYPES[str(config["out"])]
     with e.loop(body.begin, body.end) as row:
         source = e.at(x, row * width, F32)
         squares = reduce_row(e, source, e.i64(width), 0.0, lambda total, v: e.fma(v, v, total), 0.0)
@@ -71,14 +70,14 @@ def build_rms_norm(body: Body, config: Mapping[str, Setting]) -> None:
         def scaled(value: Val, factor: Val, scale: Val = scale) -> Val:
             return value * scale * (factor + 1.0 if config["plus_one"] else factor)
 
-        if terms:
-            target = e.at(out, row * out_bytes)
-            with e.loop(0, width // QUANTISED_BLOCK) as block:
-                index = block * QUANTISED_BLOCK
-                values = [
-                    scaled(e.load(source, VF, index + part), e.load(weight, VF, index + part)) for part in (0, LANES)
-                ]
-                store_quantised(e, values, e.at(target, block * block_bytes), terms)
+        if dtype.is_packed:
+            target = e.at(out, row * dtype.nbytes(width))
+            with e.loop(0, width // dtype.block_size) as block:
+
+                def values_at(k: Val, first: Val = block * dtype.block_size, source: Val = source) -> Val:
+                    return scaled(e.load(source, VF, first + k), e.load(weight, VF, first + k))
+
+                store_quantised(e, values_at, e.at(target, block * dtype.block_bytes), dtype)
         else:
             target = e.at(out, row * width, F32)
             with e.loop(0, width // LANES * LANES, LANES) as i:
@@ -91,18 +90,18 @@ def build_rms_norm(body: Body, config: Mapping[str, Setting]) -> None:
 
 def _plan_quantize(node: Node, target: Target) -> KernelPlan:
     x = node.inputs[0].type
-    blocks = static_axis(x, -1, "the quantised axis") // QUANTISED_BLOCK
-    return KernelPlan("row", {"terms": ACTIVATION_TERMS[str(node.attrs["dtype"])]}, (blocks,), product(x.shape[:-1]))
+    blocks = static_axis(x, -1, "the quantised axis") // node.output.type.dtype.block_size
+    return KernelPlan("row", {"out": str(node.output.type.dtype)}, (blocks,), product(x.shape[:-1]))
 
 
-@kernel("quantize", "row", help="int8 with a scale for each 32", when=always, plan=_plan_quantize)
+@kernel("quantize", "row", help="int8 with a scale for each block", when=always, plan=_plan_quantize)
 def build_quantize(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x f32, out quantised; sizes blocks per row; units are rows."""
-    e, blocks, terms = body.e, body.size(0), int(config["terms"])
+    e, blocks, dtype = body.e, body.size(0), DTYPES[str(config["out"])]
     x, out = body.buffer(0), body.buffer(1)
     with e.loop(body.begin * blocks, body.end * blocks) as block:
-        values = [e.load(x, VF, block * QUANTISED_BLOCK + part) for part in (0, LANES)]
-        store_quantised(e, values, e.at(out, block * (terms * QUANTISED_BYTES)), terms)
+        first = block * dtype.block_size
+        store_quantised(e, lambda k, first=first: e.load(x, VF, first + k), e.at(out, block * dtype.block_bytes), dtype)
 
 
 def _plan_reduce(node: Node, target: Target) -> KernelPlan:

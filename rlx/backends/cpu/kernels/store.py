@@ -1,47 +1,91 @@
-"""The quantised store that kernels share: `q8_act` blocks of 32, in one term or two."""
+"""The quantised store that kernels share: a block of float32 in one of the formats of `ACTIVATION_TERMS`.
+
+The formats are in `core/dtype.py`, and what they hold in `core/storage.py`, to which this is equal bit for bit.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from rlx.backends.cpu.emit import F32, I8, LANES, VI, Emit, Val
-from rlx.core.dtype import q8_act
+from rlx.backends.cpu.emit import F32, I8, I16, LANES, VF, VI, Emit, Val
+from rlx.core.dtype import ACTIVATION_TERMS, DType, q8_act, q8k_act
+
+ValuesAt: TypeAlias = Callable[[Val], Val]
+"""Gives 16 float32 of a block, from an element (i64, a multiple of 16) on."""
 
 
-def store_quantised(e: Emit, values: Sequence[Val], address: Val, terms: int) -> None:
-    """One block of 32 float32 (two vectors) in `terms` terms, each of what the one before left over."""
+def store_quantised(e: Emit, values_at: ValuesAt, address: Val, dtype: DType) -> None:
+    """One block in all terms of a format, each of which holds what the one before left over."""
+    terms = ACTIVATION_TERMS[dtype.name]
+    if dtype.block_size == q8_act.block_size:
+        values = [values_at(e.i64(start)) for start in (0, LANES)]
+        for term in range(terms):
+            values = _store_term(e, values, e.at(address, term * q8_act.block_bytes))
+        return
+    # too many for registers, and too much code to have it once for each vector
+    scratch = e.local(F32, dtype.block_size)
+    with e.loop(0, dtype.block_size, LANES) as start:
+        e.store(values_at(start), scratch, start)
     for term in range(terms):
-        values = _store_term(e, values, e.at(address, term * QUANTISED_BYTES))
+        _store_large_term(e, scratch, e.at(address, term * q8k_act.block_bytes), keep_rest=term + 1 < terms)
 
 
 def _store_term(e: Emit, values: Sequence[Val], address: Val) -> list[Val]:
-    """The block as 32 int8, the scale and the float32 sum (see `core/storage.py`); gives what the rounding left over.
-
-    A block with a NaN or an infinity gets quants 0 and a scale that is not finite, so that the fault stays visible.
-    """
-    largest = _largest_magnitude(e, values)
-    scale = largest / 127.0
-    inverse = e.like(127.0, largest) / largest
-    # infinite for a block of zeros or one below 3.8e-37: its quants are 0
-    inverse = e.splat(e.select(inverse < math.inf, inverse, e.like(0.0, inverse)))
-    scaled = [value * inverse for value in values]
-    # not-a-number compares false, and has no integer
-    bounded = [e.select(e.abs(value) <= 127.5, value, 0.0) for value in scaled]
-    rounded = [e.round_even(value).to_int() for value in bounded]
+    """A term of `q8_act`; gives what the rounding left over."""
+    scale, inverse = _scale(e, e.reduce(e.maximum(*(_magnitude(value) for value in values)), e.maximum))
+    rounded = [_round(e, value, inverse) for value in values]
     for index, quants in enumerate(rounded):
         e.store(quants.trunc(I8), e.at(address, index * LANES))
     total = e.reduce(rounded[0] + rounded[1], lambda a, b: a + b)
     e.store(scale, e.at(address, 32))
     e.store(total.to_float(F32) * scale, e.at(address, 36))
+    e.store(total * -8, e.at(address, 40))
     return [value - quants.to_float() * e.splat(scale) for value, quants in zip(values, rounded, strict=True)]
 
 
-def _largest_magnitude(e: Emit, values: Sequence[Val]) -> Val:
-    """The largest |x|; magnitudes compare as integers, where not-a-number is larger than infinity."""
-    bits = [value.bitcast(VI) & 0x7FFFFFFF for value in values]
-    return e.reduce(e.maximum(*bits), e.maximum).bitcast(F32)
+def _store_large_term(e: Emit, scratch: Val, address: Val, keep_rest: bool) -> None:
+    """A term of `q8k_act` from the values in `scratch`, where the rest is put."""
+    largest, chunks = e.var(0, VI), q8k_act.block_size // 32
+    with e.loop(0, q8k_act.block_size, LANES) as start:
+        largest.set(e.maximum(_magnitude(e.load(scratch, VF, start)), largest.get()))
+    scale, inverse = _scale(e, e.reduce(largest.get(), e.maximum))
+    e.store(scale, e.at(address, 40 * chunks))
+    with e.loop(0, chunks) as chunk:
+        place, halves = e.at(address, chunk * 40), list[Val]()
+        for half in range(2):
+            start = chunk * 32 + half * LANES
+            value = e.load(scratch, VF, start)
+            quants = _round(e, value, inverse)
+            e.store(quants.trunc(I8), e.at(place, half * LANES))
+            if keep_rest:
+                e.store(value - quants.to_float() * e.splat(scale), scratch, start)
+            halves.append(e.reduce(quants, lambda a, b: a + b))
+            e.store(halves[half] * -32, e.at(place, 32 + 4 * half))
+            e.store(halves[half].trunc(I16), e.at(address, chunk * 4 + (40 * chunks + 20 + 2 * half)))
+        e.store((halves[0] + halves[1]).trunc(I16), e.at(address, chunk * 2 + (40 * chunks + 4)))
 
 
-QUANTISED_BLOCK = q8_act.block_size
-QUANTISED_BYTES = q8_act.block_bytes
+def _magnitude(value: Val) -> Val:
+    """|x| as an integer: magnitudes compare as integers, where not-a-number is larger than infinity."""
+    return value.bitcast(VI) & 0x7FFFFFFF
+
+
+def _scale(e: Emit, largest: Val) -> tuple[Val, Val]:
+    """The scale of a block, and its inverse in all lanes.
+
+    A block with a NaN or an infinity gets quants 0 and a scale that is not finite, so that the fault stays visible.
+    """
+    magnitude = largest.bitcast(F32)
+    inverse = e.like(127.0, magnitude) / magnitude
+    # infinite for a block of zeros or one below 3.8e-37: its quants are 0
+    inverse = e.select(inverse < math.inf, inverse, e.like(0.0, inverse))
+    return magnitude / 127.0, e.splat(inverse)
+
+
+def _round(e: Emit, value: Val, inverse: Val) -> Val:
+    """The quants of 16 values."""
+    scaled = value * inverse
+    # not-a-number compares false, and has no integer
+    return e.round_even(e.select(e.abs(scaled) <= 127.5, scaled, 0.0)).to_int()
