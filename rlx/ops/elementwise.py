@@ -304,6 +304,13 @@ def _fused_samples() -> Sequence[Sample]:
             # silu differs by ulps, which can move a value over a rounding edge: one step of the int8 grid
             tolerance=1.2 / 127,
         ),
+        Sample(
+            "quantized_large",
+            (TensorType(f32, (seq, 512)), TensorType(f32, (seq, 512))),
+            {"expression": "mul(silu($0), $1)", "dtype": DTYPES["q8k_act"]},
+            {"seq": 3},
+            tolerance=1.2 / 127,
+        ),
         Sample("int", (TensorType(i32, (seq, 7)),), {"expression": "add($0, $0)", "dtype": i32}, {"seq": 3}),
     )
 

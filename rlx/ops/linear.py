@@ -12,6 +12,7 @@ from rlx.core.dtype import (
     ACTIVATION_TERMS,
     DTYPES,
     PACKED_WEIGHTS,
+    activation_format,
     bf16,
     f16,
     f32,
@@ -21,7 +22,6 @@ from rlx.core.dtype import (
     q6_k,
     q8_0,
     q8_act,
-    q8x2_act,
 )
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
@@ -82,12 +82,12 @@ def _linear_samples() -> Sequence[Sample]:
                 )
     for dtype in PACKED_WEIGHTS[3:]:
         k = 2 * dtype.block_size
-        for name, act in (("", f32), ("_q8", q8_act)):
+        for name, act in (("", f32), ("_q8", activation_format(dtype, 1))):
             pair = (TensorType(act, (seq, k)), TensorType(dtype, (40, k)))
             cases.append(Sample(f"{dtype}{name}_13x40x{k}", pair, {}, {"seq": 13}, tolerance=4e-6))
     for rows, weight in ((1, q8_0), (9, q4_1), (5, q4_k), (9, q6_k)):
         k = 2 * weight.block_size
-        pair = (TensorType(q8x2_act, (seq, k)), TensorType(weight, (48, k)))
+        pair = (TensorType(activation_format(weight, 2), (seq, k)), TensorType(weight, (48, k)))
         cases.append(Sample(f"{weight}_q8x2_{rows}", pair, {}, {"seq": rows}, tolerance=4e-6))
     bias = (TensorType(f32, (seq, 33)), TensorType(f32, (17, 33)), TensorType(f32, (17,)))
     cases.append(Sample("bias_odd", bias, {}, {"seq": 6}, tolerance=4e-6))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim
-from rlx.core.dtype import ACTIVATION_TERMS, DType, f32, q8_act, q8x2_act
+from rlx.core.dtype import ACTIVATION_TERMS, DType, f32, q8_act, q8k_act, q8x2_act
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
@@ -73,6 +73,13 @@ def _rms_norm_samples() -> Sequence[Sample]:
         # the norm differs by ulps, which can move a value over a rounding edge: one step of the int8 grid (of the
         # second grid, 127 times finer and doubled where the first moved too, with two terms)
         Sample("q8x2", (x, TensorType(f32, (96,))), {"eps": 1e-5, "dtype": q8x2_act}, {"seq": 2}, tolerance=1e-4),
+        Sample(
+            "q8k",
+            (TensorType(f32, (seq, 512)), TensorType(f32, (512,))),
+            {"eps": 1e-5, "dtype": q8k_act},
+            {"seq": 3},
+            tolerance=1.2 / 127,
+        ),
         Sample("q8", (x, TensorType(f32, (96,))), {"eps": 1e-5, "dtype": q8_act}, {"seq": 5}, tolerance=1.2 / 127),
     )
 
