@@ -27,7 +27,9 @@ CACHE_DIR = Knob(
     "Folder for fetched models, compiled objects and packed weights (default: the user's cache folder).",
 )
 THREADS = Knob("RLX_THREADS", "Number of compute threads (default: what affinity and the cgroup quota allow).")
-TARGET = Knob("RLX_TARGET", "Instruction set to compile for.", ("native", "avx512", "avx2", "portable"))
+TARGETS = ("native", "amx", "avx512", "avxvnni", "avx2", "i8mm", "apple", "neon", "portable")
+"""Instruction sets by name; `rlx/backends/cpu/target.py` says what they are."""
+TARGET = Knob("RLX_TARGET", "Instruction set to compile for.", TARGETS)
 PRECISION = Knob("RLX_PRECISION", "Arithmetic of the products.", ("fast", "exact"))
 DUMP = Knob("RLX_DUMP", "Folder that receives the text of every stage of a compilation.")
 OBJECT_CACHE = Knob("RLX_OBJECT_CACHE", "Keep compiled objects and packed weights on disk.", ("on", "off"))

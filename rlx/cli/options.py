@@ -24,7 +24,7 @@ PrecisionOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", "-t", help="Compute threads.", metavar="N")]
 TargetOption = Annotated[
-    str | None, typer.Option(help="Instruction set: native, avx512, avx2 or portable.", metavar="NAME")
+    str | None, typer.Option(help="Instruction set: native, or one of those that `rlx doctor` names.", metavar="NAME")
 ]
 ContextOption = Annotated[
     int | None, typer.Option("--context", "-c", help="Most tokens of prompt and answer together.", metavar="N")

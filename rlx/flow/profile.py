@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from rlx.config import TARGETS
 from rlx.core.dtype import DTYPES, DType, f16, f32
 from rlx.errors import ModelNotFoundError, OptionError
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fast", "exact"),
-    "target": ("native", "avx512", "avx2", "portable"),
+    "target": TARGETS,
     "kv_cache": ("auto", "f32", "f16", "bf16"),
 }
 _BACKENDS = ("cpu", "reference", "null")

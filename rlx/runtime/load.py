@@ -147,8 +147,8 @@ def compile(
     Args:
         source: a HIR or MIR graph, or a `ModelFlow`.
         weights: a weight source, or a mapping from key to array.
-        target: "cpu" for this host, an instruction set ("avx512", "avx2", "portable"), or "reference" or "null" for
-            the NumPy oracle and the backend that runs nothing.
+        target: "cpu" for this host, one of `rlx.config.TARGETS`, or "reference" or "null" for the NumPy oracle and the
+            backend that runs nothing.
         precision, threads, profile: as for `load`.
 
     Raises:

@@ -7,10 +7,11 @@ from functools import cache
 
 import pytest
 
+from rlx import config
 from rlx.backends.cpu.backend import CpuBackend
 from rlx.backends.cpu.codegen import assembly, compile_module, emit_module
 from rlx.backends.cpu.kernels.registry import KERNELS
-from rlx.backends.cpu.target import Target, resolve
+from rlx.backends.cpu.target import NAMES, Host, available, describe, resolve
 from rlx.compiler import compile_graph
 from rlx.errors import OptionError
 from rlx.lir.program import Kernel
@@ -18,7 +19,7 @@ from tests.cpu.compiling import TARGETS
 from tests.cpu.test_kernels import case_of
 from tests.ops.sample_inputs import CASES
 
-AARCH64 = Target("aarch64", "aarch64-unknown-linux-gnu", "generic", "+neon", 128, True, False, False, False)
+ARM = ("neon", "i8mm", "apple")
 
 
 @cache
@@ -84,21 +85,57 @@ def test_the_same_kernels_give_the_same_object(target: str) -> None:
     assert compile_module(kernels, resolve(target)) == compile_module(kernels, resolve(target))
 
 
-def test_code_for_another_machine_is_emitted_here() -> None:
-    """AArch64, as a check that nothing outside of the target tests assumes x86."""
-    import llvmlite.binding as llvm
-
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    try:
-        llvm.Target.from_triple(AARCH64.triple)
-    except RuntimeError:
-        pytest.skip("this build of llvmlite has no AArch64")
-    text = assembly(sample_kernels(), AARCH64)
+@pytest.mark.parametrize("target", ARM)
+def test_code_for_another_machine_is_emitted_here(target: str) -> None:
+    """AArch64; `test_emulated.py` runs it."""
+    text = assembly(sample_kernels(), describe(target, X86_HOST))
     assert "fmla" in text
     assert "yield" in text  # the pause of the spin loops
     assert "rlx_run" in text
-    assert compile_module(kernels_of("iota"), AARCH64)[:4] == b"\x7fELF"
+    assert re.search(r"fcvtl?2?\s+(v\d+\.4s, v\d+\.4h|s\d+, h\d+)", text)  # half to float32
+    assert ("usdot" in text) == (target == "i8mm")
+    assert "sdot" in text
+    called = set(re.findall(r"\bblr?\s+([A-Za-z_][\w.@]*)", text)) - {"x" + str(i) for i in range(32)}
+    assert called <= {"memset", "memcpy", "rlx_run_steps"}
+    assert compile_module(kernels_of("iota"), describe(target, X86_HOST))[:4] == b"\x7fELF"
+
+
+def test_the_256_bit_form_of_vnni_is_emitted_here() -> None:
+    text = assembly(kernels_of("linear", "integer"), describe("avxvnni", X86_HOST))
+    assert re.search(r"vpdpbusd.*ymm", text)
+    assert "zmm" not in text
+
+
+X86_HOST = Host("x86_64-unknown-linux-gnu", "znver4", frozenset(describe("avx512").flags))
+ARM_HOST = Host("aarch64-unknown-linux-gnu", "neoverse-n1", frozenset(describe("neon").flags))
+GRAVITON = Host("aarch64-unknown-linux-gnu", "neoverse-v1", frozenset({*describe("i8mm").flags, "sve"}))
+M1 = Host("arm64-apple-darwin23.1.0", "apple-m1", frozenset())
+M4 = Host("arm64-apple-darwin24.1.0", "apple-m4", frozenset())
+LAKE = Host("x86_64-pc-windows-msvc", "alderlake", frozenset(describe("avxvnni").flags))
+RAPIDS = Host("x86_64-unknown-linux-gnu", "sapphirerapids", frozenset(describe("amx").flags))
+
+
+@pytest.mark.parametrize(
+    ("machine", "names"),
+    [
+        (X86_HOST, ("avx512", "avx2", "portable")),
+        (LAKE, ("avxvnni", "avx2", "portable")),
+        (RAPIDS, ("amx", "avx512", "avx2", "portable")),
+        (ARM_HOST, ("neon", "portable")),
+        (GRAVITON, ("i8mm", "neon", "portable")),
+        (M1, ("apple", "neon", "portable")),
+        (M4, ("i8mm", "apple", "neon", "portable")),
+        (Host("riscv64-unknown-linux-gnu", "generic", frozenset()), ("portable",)),
+    ],
+    ids=lambda value: value.cpu if isinstance(value, Host) else "",
+)
+def test_a_machine_gets_the_targets_that_it_has_the_instructions_for(machine: Host, names: tuple[str, ...]) -> None:
+    assert available(machine) == names
+    assert all(describe(name, machine).triple == machine.triple for name in names)
+
+
+def test_the_names_of_targets_are_those_of_the_configuration() -> None:
+    assert NAMES == config.TARGETS
 
 
 def test_targets_are_resolved_or_refused() -> None:

@@ -16,7 +16,7 @@ from rlx.backends.cpu import kernels, llvm
 from rlx.backends.cpu.emit import I64, PTR, Emit, Val, ir, set_width
 from rlx.backends.cpu.kernels.registry import Body, find
 from rlx.backends.cpu.native import emit_runtime
-from rlx.backends.cpu.target import Target
+from rlx.backends.cpu.target import Target, runs_here
 from rlx.core.text import print_attrs
 from rlx.lir.program import Kernel
 
@@ -73,6 +73,9 @@ def target_machine(target: Target) -> Any:
     library = llvm.binding()
     library.initialize_native_target()
     library.initialize_native_asmprinter()
+    if not runs_here(target):
+        library.initialize_all_targets()
+        library.initialize_all_asmprinters()
     description = library.Target.from_triple(target.triple)
     return description.create_target_machine(cpu=target.cpu, features=target.features, opt=2, jit=True, reloc="pic")
 

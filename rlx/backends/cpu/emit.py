@@ -1,9 +1,8 @@
 """A small typed emitter over llvmlite, so that a kernel reads like its algorithm.
 
 `Val` wraps an SSA value with operators (lane by lane for vectors). `Emit` has loops and conditions as context managers,
-mutable variables, loads and stores, and the vector primitives whose form depends on the target (`fma`, `dot4`,
-`half_to_float`). Vectors of 16 lanes are used everywhere; LLVM splits them where registers are narrower.
-Next: `kernels/`.
+mutable variables, loads and stores, and the vector primitives whose form depends on the target (`fma`, `dot4` of
+`dot.py`). Vectors of 16 lanes are used everywhere; LLVM splits them where registers are narrower. Next: `kernels/`.
 """
 
 from __future__ import annotations
@@ -247,12 +246,12 @@ class Emit:
         """The lanes where the mask is set; zero elsewhere. Other addresses are not touched."""
         zero = self.typed(0, type_)
         name = f"llvm.masked.load.v{type_.count}{_suffix(type_.element)}.p0"
-        return self._call(name, type_, pointer, self.typed(1, I32), mask, zero)
+        return self.call(name, type_, pointer, self.typed(1, I32), mask, zero)
 
     def masked_store(self, value: Val, pointer: Val, mask: Val) -> None:
         """Store the lanes where the mask is set."""
         name = f"llvm.masked.store.v{value.type.count}{_suffix(value.element)}.p0"
-        self._call(name, ir.VoidType(), value, pointer, self.typed(1, I32), mask)
+        self.call(name, ir.VoidType(), value, pointer, self.typed(1, I32), mask)
 
     def tail_mask(self, count: Val, lanes: int = LANES) -> Val:
         """Lanes below `count` (i64)."""
@@ -364,7 +363,8 @@ class Emit:
 
     # ---- intrinsics ----
 
-    def _call(self, name: str, result: Any, *operands: Val) -> Val:
+    def call(self, name: str, result: Any, *operands: Val) -> Val:
+        """Call a function or an intrinsic by its full name."""
         function = self.module.globals.get(name)
         if function is None:
             type_ = ir.FunctionType(result, [operand.type for operand in operands])
@@ -373,13 +373,13 @@ class Emit:
 
     def void_call(self, name: str, *operands: Val) -> None:
         """Call a function that gives nothing."""
-        self._call(name, ir.VoidType(), *operands)
+        self.call(name, ir.VoidType(), *operands)
 
     def intrinsic(self, name: str, *operands: Val) -> Val:
         """An intrinsic overloaded on the type of its first operand and giving that type."""
         type_ = operands[0].type
         count = f"v{type_.count}" if isinstance(type_, ir.VectorType) else ""
-        return self._call(f"llvm.{name}.{count}{_suffix(self._element(type_))}", type_, *operands)
+        return self.call(f"llvm.{name}.{count}{_suffix(self._element(type_))}", type_, *operands)
 
     def fma(self, a: Val, b: Val | float, c: Val | float) -> Val:
         """a * b + c; rounded once where the target has it (all but baseline x86-64)."""
@@ -413,7 +413,7 @@ class Emit:
 
     def half_to_float(self, bits: Val) -> Val:
         """IEEE half (as i16 lanes) to float32, subnormals included."""
-        if self.target.f16c or not self.target.triple.startswith("x86"):
+        if self.target.half:
             lanes = bits.type.count if isinstance(bits.type, ir.VectorType) else 1
             return bits.bitcast(vec(F16, lanes)).fpext(F32)
         wide = bits.zext(I32)
@@ -429,7 +429,7 @@ class Emit:
     def float_to_half(self, value: Val) -> Val:
         """Float32 to IEEE half (as i16 lanes), rounded to nearest even."""
         lanes = value.type.count if isinstance(value.type, ir.VectorType) else 1
-        if self.target.f16c or not self.target.triple.startswith("x86"):
+        if self.target.half:
             return value.fptrunc(F16).bitcast(vec(I16, lanes))
         bits = value.bitcast(vec(I32, lanes))
         sign, magnitude = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
@@ -454,39 +454,6 @@ class Emit:
         """bfloat16 (as i16 lanes) to float32."""
         lanes = bits.type.count if isinstance(bits.type, ir.VectorType) else 1
         return (bits.zext(I32) << 16).bitcast(vec(F32, lanes))
-
-    def dot4(self, accumulator: Val, unsigned: Val, signed: Val, small: bool) -> Val:
-        """accumulator[i] + sum of the products of the 4 bytes of lane i (16 lanes of i32), exact.
-
-        `unsigned` holds bytes 0..255, or 0..127 when `small`; `signed` holds -127..127.
-        """
-        bytes64 = vec(I8, 64)
-        if self.target.vnni:
-            name = "llvm.x86.avx512.vpdpbusd.512"
-            return self._call(name, VI, accumulator, unsigned.bitcast(bytes64), signed.bitcast(bytes64))
-        if self.target.avx2:
-            halves = [self._dot4_avx2(self.part(unsigned, i, 8), self.part(signed, i, 8), small) for i in (0, 8)]
-            return accumulator + self.join(*halves)
-        total = accumulator
-        for shift in (0, 8, 16, 24):
-            left = (unsigned >> shift) & 0xFF
-            right = (signed << (24 - shift)).shift_right_signed(24)
-            total = total + left * right
-        return total
-
-    def _dot4_avx2(self, unsigned: Val, signed: Val, small: bool) -> Val:
-        """One 256-bit half: 8 lanes of i32."""
-        shorts, words = vec(I16, 16), vec(I32, 8)
-        if small:  # a pair of products is at most 2 * 127 * 127, which a signed 16-bit lane holds
-            pairs = self._call(
-                "llvm.x86.avx2.pmadd.ub.sw", shorts, unsigned.bitcast(vec(I8, 32)), signed.bitcast(vec(I8, 32))
-            )
-            return self._call("llvm.x86.avx2.pmadd.wd", words, pairs, self.typed(1, shorts))
-        u, s = unsigned.bitcast(shorts), signed.bitcast(shorts)
-        even = (u & 0xFF, (s << 8).shift_right_signed(8))
-        odd = (u >> 8, s.shift_right_signed(8))
-        sums = [self._call("llvm.x86.avx2.pmadd.wd", words, a, b) for a, b in (even, odd)]
-        return sums[0] + sums[1]
 
 
 def _suffix(element: Any) -> str:

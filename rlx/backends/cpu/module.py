@@ -151,7 +151,7 @@ class CpuModule:
             if index in found:
                 array: Array = found[index]
             else:
-                array = _constant(buffer) if buffer.kind == "constant" else _pack(buffer, weights)
+                array = constant_array(buffer) if buffer.kind == "constant" else packed_weight(buffer, weights)
                 if weights is not None and buffer.kind == "weight" and last_use[buffer.name] == index:
                     weights.release(buffer.name)
             self._held[index] = array
@@ -242,11 +242,18 @@ def _weights_key(weights: Weights | None, packed: Sequence[Buffer]) -> tuple[str
     return weight_cache.entry_key(identity, tensors, pack_rows16), identity.name
 
 
-def _constant(buffer: Buffer) -> Array:
+def constant_array(buffer: Buffer) -> Array:
+    """The values of a constant buffer."""
     return np.array(buffer.values, buffer.type.dtype.numpy).reshape(static_shape(buffer.type))
 
 
-def _pack(buffer: Buffer, weights: Weights | None) -> Array:
+def packed_weight(buffer: Buffer, weights: Weights | None) -> Array:
+    """The bytes of a weight in the layout of its buffer.
+
+    Raises:
+        InputError: there are no weights.
+        TensorShapeError: the weight is not of the buffer's type.
+    """
     if weights is None:
         raise InputError("the program has weights, and none were given", found=buffer.name)
     if (found := weights.type_of(buffer.name)) != buffer.type:

@@ -113,9 +113,9 @@ def _compare_and_swap(e: Emit, pointer: Val, old: int, new: int) -> Val:
 
 def _pause(e: Emit) -> None:
     """Tell the core that this is a spin loop."""
-    if e.target.triple.startswith("x86"):
+    if e.target.is_x86:
         e.void_call("llvm.x86.sse2.pause")
-    elif e.target.triple.startswith(("aarch64", "arm64")):
+    elif e.target.is_arm:
         e.void_call("llvm.aarch64.hint", e.typed(1, I32))
 
 

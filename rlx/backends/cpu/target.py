@@ -1,12 +1,11 @@
 """What a processor offers to the kernels. Kernels ask here and nowhere else.
 
-`resolve("native")` describes the host; `avx512`, `avx2` and `portable` name lesser targets, so that their code can be
-emitted and, where the host has the instructions, run. Next: `emit.py`.
+`resolve("native")` is the best named target that this host runs; `describe` gives any of them, so that code for another
+machine can be emitted and read here. A target is a table row: to add one is to add a row to `_ROWS`. Next: `emit.py`.
 """
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,27 +14,119 @@ from rlx.errors import OptionError
 
 _AVX2 = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "popcnt", "lzcnt", "movbe")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni")
-NAMES = ("native", "avx512", "avx2", "portable")
+_AMX = (*_AVX512, "avx512bf16", "amx-tile", "amx-int8", "amx-bf16")
+_NEON = ("neon", "fp-armv8", "dotprod")
+_I8MM = (*_NEON, "i8mm", "bf16")
+X86, ARM = "x86", "aarch64"
+_TRIPLES = {X86: "x86_64-unknown-linux-gnu", ARM: "aarch64-unknown-linux-gnu"}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A named instruction set. `cpu` and `features` are LLVM's words; `vector_bits` is the width kernels aim at."""
+    """A named instruction set. `cpu` and `flags` are LLVM's words; `vector_bits` is the width kernels aim at."""
 
     name: str
     triple: str
     cpu: str
-    features: str
+    flags: tuple[str, ...]
     vector_bits: int
-    fma: bool
-    f16c: bool
-    vnni: bool
-    avx2: bool
+
+    @property
+    def features(self) -> str:
+        """The flags as LLVM takes them."""
+        return ",".join(f"+{flag}" for flag in self.flags)
 
     @property
     def key(self) -> str:
         """What the object cache goes by."""
         return f"{self.name}|{self.triple}|{self.cpu}|{self.features}"
+
+    @property
+    def is_x86(self) -> bool:
+        """Whether it is an x86-64."""
+        return self.triple.startswith("x86")
+
+    @property
+    def is_arm(self) -> bool:
+        """Whether it is an AArch64."""
+        return self.triple.startswith(("aarch64", "arm64"))
+
+    @property
+    def fma(self) -> bool:
+        """Fused multiply-add; AArch64 always has it, and a library call per lane is no option."""
+        return not self.is_x86 or "fma" in self.flags
+
+    @property
+    def half(self) -> bool:
+        """Conversions between half and float32; AArch64 always has them."""
+        return not self.is_x86 or "f16c" in self.flags
+
+    @property
+    def avx2(self) -> bool:
+        """256-bit integer vectors."""
+        return "avx2" in self.flags
+
+    @property
+    def vnni(self) -> bool:
+        """Dot products of bytes in 512 bits."""
+        return "avx512vnni" in self.flags
+
+    @property
+    def avx_vnni(self) -> bool:
+        """Dot products of bytes in 256 bits."""
+        return "avxvnni" in self.flags
+
+    @property
+    def amx(self) -> bool:
+        """Products of tiles of bytes and of bfloat16."""
+        return "amx-int8" in self.flags
+
+    @property
+    def dotprod(self) -> bool:
+        """Dot products of bytes that have the same signedness, AArch64."""
+        return "dotprod" in self.flags
+
+    @property
+    def i8mm(self) -> bool:
+        """Dot products of unsigned with signed bytes, AArch64."""
+        return "i8mm" in self.flags
+
+    @property
+    def mixed_bytes(self) -> bool:
+        """Whether dot products take all unsigned bytes times signed ones; otherwise those below 128, or signed ones."""
+        return self.vnni or self.avx_vnni or self.i8mm or not (self.avx2 or self.dotprod)
+
+    @property
+    def row_tile(self) -> int:
+        """The rows a tile of 16 outputs has registers for: 16 of 256 bits and 32 of 128 hold four, 32 of 512 eight."""
+        return 8 if self.vector_bits == 512 else 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A named target: the flags it needs of a host and is compiled with; `own_cpu` tunes it for the host at hand."""
+
+    name: str
+    arch: str
+    cpu: str
+    flags: tuple[str, ...]
+    vector_bits: int
+    own_cpu: bool = False
+
+
+_ROWS = (
+    _Row("amx", X86, "sapphirerapids", _AMX, 512),
+    _Row("avx512", X86, "x86-64-v4", _AVX512, 512, own_cpu=True),
+    _Row("avxvnni", X86, "alderlake", (*_AVX2, "avxvnni"), 256),
+    _Row("avx2", X86, "x86-64-v3", _AVX2, 256),
+    _Row("i8mm", ARM, "generic", _I8MM, 128),
+    _Row("apple", ARM, "apple-m1", _NEON, 128),
+    _Row("neon", ARM, "generic", _NEON, 128),
+)
+"""Best first."""
+_FIRST_APPLE = ("apple-m1", "apple-a14", "generic")
+"""Apple's processors without i8mm; "generic" is one that LLVM does not know the name of."""
+NAMES = ("native", *(row.name for row in _ROWS), "portable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +136,23 @@ class Host:
     triple: str
     cpu: str
     features: frozenset[str]
+
+    @property
+    def arch(self) -> str:
+        """`X86`, `ARM`, or nothing that a named target is for."""
+        starts = {X86: "x86_64", ARM: ("aarch64", "arm64")}
+        return next((arch for arch, start in starts.items() if self.triple.startswith(start)), "")
+
+    @property
+    def is_apple(self) -> bool:
+        """Whether it is one of Apple's, of whose features LLVM says nothing: they follow from the processor's name."""
+        return self.arch == ARM and "apple" in self.triple
+
+    def has(self, flags: tuple[str, ...]) -> bool:
+        """Whether the processor has all of LLVM's features `flags`."""
+        if self.is_apple:
+            return set(_NEON if self.cpu in _FIRST_APPLE else _I8MM).issuperset(flags)
+        return self.features.issuperset(flags)
 
 
 @cache
@@ -56,17 +164,26 @@ def host() -> Host:
     return Host(library.get_process_triple(), library.get_host_cpu_name(), features)
 
 
-def is_x86() -> bool:
-    """Whether this machine is x86-64."""
-    return platform.machine().lower() in ("x86_64", "amd64")
+def available(machine: Host | None = None) -> tuple[str, ...]:
+    """The named targets whose instructions a machine (this host) has, best first (without `native`)."""
+    machine = machine or host()
+    rows = [row for row in _ROWS if row.arch == machine.arch and machine.has(row.flags)]
+    return (*(row.name for row in rows if row.name != "apple" or machine.is_apple), "portable")
 
 
-def available() -> tuple[str, ...]:
-    """The named targets whose instructions this host has, best first (without `native`)."""
-    names: list[str] = []
-    if is_x86():
-        names += [name for name, needs in (("avx512", _AVX512), ("avx2", _AVX2)) if host().features.issuperset(needs)]
-    return (*names, "portable")
+def describe(name: str, machine: Host | None = None) -> Target:
+    """A named target other than `native`, whether or not a machine (this host) runs it.
+
+    Its triple is the machine's where the processor is of the same kind, and Linux's otherwise.
+    """
+    machine = machine or host()
+    row = next((row for row in _ROWS if row.name == name), None)
+    if row is None:
+        # baseline x86-64 has no fused multiply-add; AArch64 has it always
+        return Target("portable", machine.triple, "x86-64" if machine.arch == X86 else "generic", (), 128)
+    same = machine.arch == row.arch
+    cpu = machine.cpu if row.own_cpu and same and machine.has(row.flags) else row.cpu
+    return Target(row.name, machine.triple if same else _TRIPLES[row.arch], cpu, row.flags, row.vector_bits)
 
 
 @cache
@@ -83,12 +200,9 @@ def resolve(name: str) -> Target:
         name = names[0]
     if name not in names:
         raise OptionError(f"this machine cannot run target {name}", expected=", ".join(("native", *names)))
-    triple = host().triple
-    if name == "portable":
-        x86 = is_x86()
-        # AArch64 always has fused multiply-add; baseline x86-64 has not, and a library call per lane is no option
-        return Target(name, triple, "x86-64" if x86 else "generic", "", 128, not x86, False, False, False)
-    wide = name == "avx512"
-    features = ",".join(f"+{feature}" for feature in (_AVX512 if wide else _AVX2))
-    cpu = host().cpu if wide else "x86-64-v3"
-    return Target(name, triple, cpu, features, 512 if wide else 256, True, True, wide, True)
+    return describe(name)
+
+
+def runs_here(target: Target) -> bool:
+    """Whether a target is for this kind of processor, so that LLVM's native code generator makes its code."""
+    return (target.is_x86 and host().arch == X86) or (target.is_arm and host().arch == ARM)

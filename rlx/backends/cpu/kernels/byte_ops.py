@@ -7,10 +7,8 @@ and `linear_integer.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rlx.backends.cpu.emit import I8, I16, I32, LANES, VI, Emit, Val, vec
-from rlx.backends.cpu.llvm import ir
 
 BYTES = 0x01010101
 """A byte in each of the four bytes of a 32-bit lane, as a factor."""
@@ -20,12 +18,18 @@ def lookup16(e: Emit, table: Sequence[int], indices: Val) -> Val:
     """table[i] for each of the 64 bytes (0..15) of 16 lanes of i32; the table holds 0..255."""
     if e.target.vnni:
         repeated = e.table(I8, [*table] * 4)
-        return _x86(e, "llvm.x86.avx512.pshuf.b.512", repeated, indices.bitcast(vec(I8, 64))).bitcast(VI)
+        picked = e.call("llvm.x86.avx512.pshuf.b.512", repeated.type, repeated, indices.bitcast(repeated.type))
+        return picked.bitcast(VI)
     if e.target.avx2:
         repeated = e.table(I8, [*table] * 2)
         halves = [e.part(indices, start, 8).bitcast(vec(I8, 32)) for start in (0, 8)]
-        found = [_x86(e, "llvm.x86.avx2.pshuf.b", repeated, half).bitcast(vec(I32, 8)) for half in halves]
+        found = [e.call("llvm.x86.avx2.pshuf.b", half.type, repeated, half).bitcast(vec(I32, 8)) for half in halves]
         return e.join(*found)
+    if e.target.is_arm:
+        values = e.table(I8, table)
+        quarters = [e.part(indices, start, 4).bitcast(values.type) for start in range(0, LANES, 4)]
+        name = "llvm.aarch64.neon.tbl1.v16i8"
+        return e.join(*(e.call(name, values.type, values, quarter).bitcast(vec(I32, 4)) for quarter in quarters))
     # a tree of choices, the lowest bit of the index first; 255 times a bit is a mask of its byte
     level = [e.like(value * BYTES, indices) for value in table]
     for bit in range(4):
@@ -39,11 +43,11 @@ def dot2(e: Emit, accumulator: Val, left: Val, right: Val) -> Val:
     shorts = vec(I16, 2 * LANES)
     if e.target.vnni:
         name = "llvm.x86.avx512.vpdpwssd.512"
-        return _x86(e, name, accumulator, left.bitcast(shorts), right.bitcast(shorts))
+        return e.call(name, VI, accumulator, left.bitcast(shorts), right.bitcast(shorts))
     if e.target.avx2:
         name, half = "llvm.x86.avx2.pmadd.wd", vec(I16, LANES)
         parts = [[e.part(x, i, 8).bitcast(half) for x in (left, right)] for i in (0, 8)]
-        return accumulator + e.join(*(_x86(e, name, *pair, result=vec(I32, 8)) for pair in parts))
+        return accumulator + e.join(*(e.call(name, vec(I32, 8), *pair) for pair in parts))
     for shift in (16, 0):
         low, high = ((x << shift).shift_right_signed(16) for x in (left, right))
         accumulator = accumulator + low * high
@@ -53,11 +57,3 @@ def dot2(e: Emit, accumulator: Val, left: Val, right: Val) -> Val:
 def pair16(low: Val, high: Val) -> Val:
     """Lanes of i32 that fit int16 as the pairs of int16 that `dot2` takes."""
     return low & 0xFFFF | high << 16
-
-
-def _x86(e: Emit, name: str, *operands: Val, result: Any = None) -> Val:
-    type_ = result or operands[0].type
-    function = e.module.globals.get(name)
-    if function is None:
-        function = ir.Function(e.module, ir.FunctionType(type_, [operand.type for operand in operands]), name)
-    return Val(e, e.b.call(function, [operand.v for operand in operands]))

@@ -22,6 +22,7 @@ from functools import reduce
 from itertools import islice
 from operator import add
 
+from rlx.backends.cpu.dot import dot4
 from rlx.backends.cpu.emit import F32, I32, VF, VI, Emit, Val, Var
 from rlx.backends.cpu.kernels.byte_ops import dot2, pair16
 from rlx.backends.cpu.kernels.formats_blocks import CHUNK, BlockLayout, IntegerChunk
@@ -163,6 +164,6 @@ def _dots(
         signed = [e.splat(e.load(e.at(row, k - first), I32)) for row in x]
         chain = index % len(chains)
         chains[chain] = [
-            e.dot4(total, unsigned, value, layout.small) for total, value in zip(chains[chain], signed, strict=True)
+            dot4(e, total, unsigned, value, layout.small) for total, value in zip(chains[chain], signed, strict=True)
         ]
     return [reduce(add, parts) for parts in zip(*chains, strict=True)]
