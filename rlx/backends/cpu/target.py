@@ -31,6 +31,7 @@ class Target:
     f16c: bool
     vnni: bool
     avx2: bool
+    bf16: bool = False
 
     @property
     def key(self) -> str:
@@ -89,6 +90,8 @@ def resolve(name: str) -> Target:
         # AArch64 always has fused multiply-add; baseline x86-64 has not, and a library call per lane is no option
         return Target(name, triple, "x86-64" if x86 else "generic", "", 128, not x86, False, False, False)
     wide = name == "avx512"
-    features = ",".join(f"+{feature}" for feature in (_AVX512 if wide else _AVX2))
+    bf16 = wide and "avx512bf16" in host().features
+    names_ = (*_AVX512, *(("avx512bf16",) if bf16 else ())) if wide else _AVX2
+    features = ",".join(f"+{feature}" for feature in names_)
     cpu = host().cpu if wide else "x86-64-v3"
-    return Target(name, triple, cpu, features, 512 if wide else 256, True, True, wide, True)
+    return Target(name, triple, cpu, features, 512 if wide else 256, True, True, wide, True, bf16)
