@@ -30,6 +30,7 @@ from rlx.lir.text import print_program
 from rlx.mir.fuse_elementwise import fuse_elementwise
 from rlx.mir.legalize import legalize
 from rlx.mir.quantize_activations import fuse_quantize, quantize_activations
+from rlx.mir.round_attention import round_attention
 from rlx.ops.op import HIR, lookup
 
 T = TypeVar("T", Graph, Program)
@@ -113,7 +114,8 @@ def compile_graph(
     Args:
         graph: a HIR graph, plain or derived by `rlx.hir.derive_step`.
         backend: whose kernels to use.
-        precision: "fast" quantises the activations of products with quantised weights, "exact" computes in float32.
+        precision: "fast" quantises the activations of products with quantised weights and lets attention over a
+            bfloat16 cache round to it, "exact" computes in float32.
         fusion: whether to make one loop of several elementwise ops.
     """
     stages = Stages(settings().dump)
@@ -126,6 +128,7 @@ def compile_graph(
     if precision == "fast":
         mir = stages.run("quantize_activations", "mir", mir, lambda g: quantize_activations(g, backend))
         mir = stages.run("fuse_quantize", "mir", mir, lambda g: fuse_quantize(g, backend))
+        mir = stages.run("round_attention", "mir", mir, lambda g: round_attention(g, backend))
     mir = stages.run("simplify", "mir", mir, simplify)
     program = stages.run("lower", "lir", mir, lambda g: lower(g, backend))
     if fusion:

@@ -29,6 +29,7 @@ def bench_command(
     threads: flags.ThreadsOption = None,
     target: flags.TargetOption = None,
     context: flags.ContextOption = None,
+    kv_cache: flags.KvCacheOption = None,
     profile: flags.ProfileOption = None,
     json_output: flags.JsonOption = False,
 ) -> None:
@@ -45,7 +46,7 @@ def bench_command(
     check_sizes(prompt_tokens, decode_tokens, repetitions, starts)
     use_utf8()
     result = measure(
-        LoadFlags(model, precision, threads, target, context, profile),
+        LoadFlags(model, precision, threads, target, context, kv_cache, profile),
         prompt_tokens=prompt_tokens,
         decode_tokens=decode_tokens,
         repetitions=repetitions,

@@ -42,6 +42,7 @@ def chat_command(
     threads: flags.ThreadsOption = None,
     target: flags.TargetOption = None,
     context: flags.ContextOption = None,
+    kv_cache: flags.KvCacheOption = None,
     profile: flags.ProfileOption = None,
     json_output: flags.JsonOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell what each answer took.")] = False,
@@ -72,7 +73,7 @@ def chat_command(
     )
     use_utf8()
     conversation = Conversation(checked_text(system) if system is not None else None)
-    with loaded_model(LoadFlags(model, precision, threads, target, context, profile)) as loaded:
+    with loaded_model(LoadFlags(model, precision, threads, target, context, kv_cache, profile)) as loaded:
         answer = Answerer(loaded, chosen, json_output=json_output, verbose=verbose)
         if is_terminal(sys.stdin):
             _talk(loaded.name, conversation, answer)

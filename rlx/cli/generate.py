@@ -57,6 +57,7 @@ def generate_command(
     threads: flags.ThreadsOption = None,
     target: flags.TargetOption = None,
     context: flags.ContextOption = None,
+    kv_cache: flags.KvCacheOption = None,
     profile: flags.ProfileOption = None,
     json_output: flags.JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Leave out the summary on stderr.")] = False,
@@ -89,7 +90,7 @@ def generate_command(
         logprobs=logprobs,
     )
     use_utf8()
-    with loaded_model(LoadFlags(model, precision, threads, target, context, profile)) as loaded:
+    with loaded_model(LoadFlags(model, precision, threads, target, context, kv_cache, profile)) as loaded:
         with loaded.stream(text, **chosen) as stream:
             result = follow(stream, echo=not json_output)
         if json_output:

@@ -47,6 +47,7 @@ class LoadFlags:
     threads: int | None = None
     target: str | None = None
     context: int | None = None
+    kv_cache: str | None = None
     profile: str | None = None
 
 
@@ -64,6 +65,7 @@ def loaded_model(flags: LoadFlags) -> Generator[Model, None, None]:
             threads=flags.threads,
             target=flags.target,
             context=flags.context,
+            kv_cache=flags.kv_cache,
             profile=flags.profile,
             progress=progress,
         )

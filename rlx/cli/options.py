@@ -29,6 +29,10 @@ TargetOption = Annotated[
 ContextOption = Annotated[
     int | None, typer.Option("--context", "-c", help="Most tokens of prompt and answer together.", metavar="N")
 ]
+KvCacheOption = Annotated[
+    str | None,
+    typer.Option("--kv-cache", help="Elements of the KV cache: auto, f32, f16, bf16 or q8_0.", metavar="NAME"),
+]
 ProfileOption = Annotated[
     str | None, typer.Option(help="A compile profile: a TOML file with precision, fusion, page_size...", metavar="FILE")
 ]

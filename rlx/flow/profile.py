@@ -15,13 +15,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rlx.config import TARGETS
-from rlx.core.dtype import DTYPES, DType, f16, f32
+from rlx.core.dtype import DTYPES, DType, bf16, f16, f32
 from rlx.errors import ModelNotFoundError, OptionError
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fast", "exact"),
     "target": TARGETS,
-    "kv_cache": ("auto", "f32", "f16", "bf16"),
+    "kv_cache": ("auto", "f32", "f16", "bf16", "q8_0"),
 }
 _BACKENDS = ("cpu", "reference", "null")
 
@@ -37,7 +37,8 @@ class Profile:
         backend: "cpu", "reference" (the NumPy oracle) or "null" (compiles, runs nothing).
         target: the instruction set, "native" for this host's.
         page_size: positions per page of the KV cache.
-        kv_cache: element type of the KV cache; "auto" is f16 with precision "fast" and f32 with "exact".
+        kv_cache: element type of the KV cache; "auto" is f32 with precision "exact", and with "fast" bf16 where the
+            target multiplies it, else f16. "q8_0" takes half the memory of f16, and head_dim in blocks of 32.
     """
 
     precision: str = "fast"
@@ -47,12 +48,13 @@ class Profile:
     page_size: int = 32
     kv_cache: str = "auto"
 
-    @property
-    def cache_dtype(self) -> DType:
-        """The element type of the KV cache."""
-        if self.kv_cache == "auto":
-            return f16 if self.precision == "fast" else f32
-        return DTYPES[self.kv_cache]
+    def cache_dtype(self, has_bf16_products: bool) -> DType:
+        """The element type of the KV cache on a target that has bfloat16 products, or has not."""
+        if self.kv_cache != "auto":
+            return DTYPES[self.kv_cache]
+        if self.precision == "exact":
+            return f32
+        return bf16 if has_bf16_products else f16
 
     def __post_init__(self) -> None:
         for name, choices in (*_CHOICES.items(), ("backend", _BACKENDS)):

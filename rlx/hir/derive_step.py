@@ -21,8 +21,8 @@ from rlx.core.rewrite import eliminate_dead
 from rlx.core.type import TensorType
 from rlx.errors import FlowError, ShapeError
 from rlx.hir.row_kinds import Kind, RowKinds, refuse, row_kinds
-from rlx.ops.attention import cache_types
 from rlx.ops.op import Emitter, int_attr
+from rlx.ops.paged_attention import cache_types
 
 TOKENS, SEQUENCES, PAGES_OF_SEQUENCE = Dim("T"), Dim("S"), Dim("P")
 LOGIT_ROWS, PAGES = Dim("R", min=0), Dim("N")
@@ -73,8 +73,7 @@ class DerivedStep:
     def bytes_per_page(self) -> int:
         """Bytes of one page in all layers, keys and values."""
         return sum(
-            2 * self.cache_dtype.block_bytes * layer.num_kv_heads * layer.head_dim * self.page_size
-            for layer in self.layers
+            2 * self.cache_dtype.nbytes(layer.num_kv_heads * layer.head_dim * self.page_size) for layer in self.layers
         )
 
 
@@ -85,7 +84,7 @@ def derive_step(graph: Graph, page_size: int = 32, cache_dtype: DType = f32) -> 
         graph: one input `tokens`, an output `logits`, causal or sliding attention; other outputs (taps) stay and have
             a row for each of the T tokens.
         page_size: positions per page of the cache.
-        cache_dtype: element type of the cache: f32, f16 or bf16.
+        cache_dtype: element type of the cache: f32, f16, bf16 or q8_0.
 
     Raises:
         FlowError: the flow cannot be stepped; the message names the node that stands in the way.
@@ -200,7 +199,7 @@ class _Derivation:
         cache.values, cache.used = (updated[0], updated[1]), cache.used + 1
         self.layers.append(LayerCache(num_kv_heads, head_dim, window))
         attrs = {name: node.attrs[name] for name in ("num_heads", "num_kv_heads", "scale", "softcap")}
-        return emit("paged_attention", q, *updated, *index, **attrs, window=window, **pages)
+        return emit("paged_attention", q, *updated, *index, **attrs, window=window, dtype=self.cache_dtype, **pages)
 
     def cache_of(self, shape: tuple[int, int]) -> _SharedCache:
         """The cache of all layers with this number of KV heads and this head_dim; made when the first one is met."""

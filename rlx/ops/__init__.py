@@ -11,6 +11,7 @@ from rlx.ops import (
     embedding,
     linear,
     normalization,
+    paged_attention,
     reduce,
     rope,
     shape,
@@ -27,6 +28,7 @@ FAMILIES = (
     embedding,
     rope,
     attention,
+    paged_attention,
     shape,
     storage,
 )

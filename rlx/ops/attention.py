@@ -1,7 +1,8 @@
 """attention, repeat_kv: scaled dot-product attention over grouped heads.
 
 Order (Gemma 2 report; transformers' eager attention): scale, then soft cap, then mask, then softmax. Heads lie side
-by side in the last axis; query head h reads KV head h // (num_heads / num_kv_heads).
+by side in the last axis; query head h reads KV head h // (num_heads / num_kv_heads). Next: `paged_attention.py`, the
+form of the step program.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim, Size, bounds
-from rlx.core.dtype import DType, bf16, f16, f32, i32
+from rlx.core.dtype import f32
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
 from rlx.errors import InputError, ShapeError
@@ -21,12 +22,10 @@ from rlx.ops.op import (
     Attribute,
     Cost,
     Emitter,
-    Missing,
     OpDef,
     Sample,
     Types,
     check_arity,
-    check_index,
     float_attr,
     int_attr,
     optional_float,
@@ -246,177 +245,5 @@ repeat_kv = register(
         _decompose_repeat_kv,
         lambda: (Sample("heads", (TensorType(f32, (SEQ, 24)),), {"num_kv_heads": 2, "repeats": 3}, {"seq": 5}),),
         (Attribute("num_kv_heads", "KV heads in the operand"), Attribute("repeats", "query heads per KV head")),
-    )
-)
-
-# ---- the paged form, used by the step program ----
-
-
-PAGE_ATTRIBUTES = (
-    Attribute("page_step", "layers that share the cache: page p of one is page p * page_step + page_offset of it", 1),
-    Attribute("page_offset", "which of those layers this is", 0),
-)
-CACHE_DTYPES = (f32, f16, bf16)
-"""Element types a KV cache may have."""
-LARGEST_HALF = 65504.0
-
-
-def cache_types(
-    pages: Size, num_kv_heads: int, head_dim: int, page_size: int, dtype: DType = f32
-) -> tuple[TensorType, TensorType]:
-    """Types of the key cache [pages, heads, head_dim, page_size] and value cache [pages, heads, page_size, head_dim].
-
-    Keys lie transposed within a page, so that one vector holds the same dim of consecutive positions.
-    """
-    return (
-        TensorType(dtype, (pages, num_kv_heads, head_dim, page_size)),
-        TensorType(dtype, (pages, num_kv_heads, page_size, head_dim)),
-    )
-
-
-def _check_cache(k_cache: TensorType, v_cache: TensorType, index: Types) -> tuple[int, int, int]:
-    sizes = [static_axis(k_cache, axis, "a cache axis") for axis in (1, 2, 3)]
-    if v_cache.shape != (k_cache.shape[0], sizes[0], sizes[2], sizes[1]):
-        raise ShapeError("key and value cache do not fit", found=f"{k_cache} and {v_cache}")
-    if k_cache.dtype != v_cache.dtype or k_cache.dtype not in CACHE_DTYPES:
-        raise ShapeError("a cache has another dtype", found=f"{k_cache.dtype}", expected="f32, f16 or bf16, both alike")
-    positions, sequences, page_table = index
-    if any(type_.dtype != i32 for type_ in index) or positions != sequences or page_table.rank != 2:
-        raise ShapeError("positions and sequences are i32[tokens], page_table i32[sequences, pages]")
-    return sizes[0], sizes[1], sizes[2]
-
-
-def _check_pages(attrs: Attrs) -> None:
-    step, offset = int_attr(attrs, "page_step"), int_attr(attrs, "page_offset")
-    if not 0 <= offset < step:
-        raise ShapeError("page_offset has to be one of the layers that share the cache", found=f"{offset} of {step}")
-
-
-def _pages(table: Array, attrs: Mapping[str, Any], count: int) -> Array:
-    """Entries of a page table as pages of the cache, checked."""
-    pages = table * attrs["page_step"] + attrs["page_offset"]
-    check_index(table, max(count, 1), "a page")
-    check_index(pages, count, "a page")
-    return pages
-
-
-def _infer_cache_append(types: Types, attrs: Attrs) -> Types:
-    check_arity(types, 7)
-    _check_pages(attrs)
-    k_cache, v_cache, k, v = types[:4]
-    heads, head_dim, _ = _check_cache(k_cache, v_cache, types[4:])
-    if k != TensorType(f32, (types[4].shape[0], heads * head_dim)) or v != k:
-        raise ShapeError("k and v have to be f32[tokens, kv_heads*head_dim]", found=f"{k} and {v}")
-    if attrs["dtype"] != k_cache.dtype:
-        raise ShapeError("dtype has to be that of the caches", found=f"{attrs['dtype']}", expected=f"{k_cache.dtype}")
-    return (k_cache, v_cache)
-
-
-def _reference_cache_append(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
-    k_cache, v_cache, k, v, positions, sequences, page_table = inputs
-    k_cache, v_cache = k_cache.copy(), v_cache.copy()
-    page_size = k_cache.shape[3]
-    check_index(sequences, len(page_table), "a sequence")
-    check_index(positions, page_table.shape[1] * page_size, "a position")
-    pages = _pages(page_table[sequences, positions // page_size], attrs, len(k_cache))
-    slots = positions % page_size
-    k, v = (_as_stored(x, attrs["dtype"]).reshape(len(positions), *k_cache.shape[1:3]) for x in (k, v))
-    k_cache[pages, :, :, slots], v_cache[pages, :, slots, :] = k, v
-    return (k_cache, v_cache)
-
-
-def _as_stored(x: Array, dtype: DType) -> Array:
-    """Rounded to the elements of the cache; float16 is held at the ends of its range."""
-    if dtype == f32:
-        return x
-    if dtype == f16:
-        x = np.clip(x, -LARGEST_HALF, LARGEST_HALF)
-    from rlx.core.storage import decode, encode
-
-    return decode(dtype, encode(dtype, np.ascontiguousarray(x, np.float32)), x.shape).astype(x.dtype)
-
-
-def _paged_index(rows: int) -> dict[int, Any]:
-    """Three sequences over shuffled pages: rows of a prefill chunk, a decode and another chunk."""
-    return {
-        -3: lambda: np.array([*range(3, rows - 1), 20, 7][:rows], np.int32),
-        -2: lambda: np.array([*[0] * (rows - 4), 1, 2][:rows], np.int32),
-        -1: lambda: np.array([[3, 0], [5, 1], [2, 4]], np.int32),
-    }
-
-
-_SAMPLE_INDEX = (TensorType(i32, (SEQ,)), TensorType(i32, (SEQ,)), TensorType(i32, (3, 2)))
-
-
-def _cache_append_samples() -> Sequence[Sample]:
-    kv = TensorType(f32, (SEQ, 32))
-    arrays = {4 + 3 + key: make for key, make in _paged_index(9).items()}
-    cases: list[Sample] = []
-    for dtype in CACHE_DTYPES:
-        types = (*cache_types(6, 2, 16, 16, dtype), kv, kv, *_SAMPLE_INDEX)
-        cases.append(Sample(f"ragged_{dtype}", types, {"dtype": dtype}, {"seq": 7}, arrays=arrays))
-    shared = (*cache_types(18, 2, 16, 16), kv, kv, *_SAMPLE_INDEX)
-    attrs = {"page_step": 3, "page_offset": 2}
-    return (*cases, Sample("shared", shared, attrs, {"seq": 7}, arrays=arrays))
-
-
-cache_append = register(
-    OpDef(
-        "cache_append",
-        "Write the keys and values of the step's tokens to their pages; a program does it in place.",
-        _infer_cache_append,
-        _reference_cache_append,
-        Missing("primitive"),
-        _cache_append_samples,
-        (Attribute("dtype", "element type of the caches: f32, f16 or bf16", f32), *PAGE_ATTRIBUTES),
-    )
-)
-
-
-def _infer_paged_attention(types: Types, attrs: Attrs) -> Types:
-    check_arity(types, 6)
-    _check_pages(attrs)
-    q, k_cache, v_cache = types[:3]
-    heads, head_dim, _ = _check_cache(k_cache, v_cache, types[3:])
-    if check_heads(q, None, attrs) != head_dim or attrs["num_kv_heads"] != heads or q.rank != 2:
-        raise ShapeError("q has to be f32[tokens, heads*head_dim] over the heads of the cache", found=str(q))
-    return (q,)
-
-
-def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
-    q, k_cache, v_cache, positions, sequences, page_table = inputs
-    result = np.empty_like(q)
-    check_index(sequences, len(page_table), "a sequence")
-    check_index(positions, page_table.shape[1] * k_cache.shape[3], "a position")
-    for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
-        pages = _pages(page_table[sequence, : position // k_cache.shape[3] + 1], attrs, len(k_cache))
-        keys = k_cache[pages].transpose(0, 3, 1, 2).reshape(-1, k_cache.shape[1] * k_cache.shape[2])
-        values = v_cache[pages].transpose(0, 2, 1, 3).reshape(keys.shape)
-        seen = causal_mask(np.array([position]), np.arange(len(keys)), attrs["window"])
-        result[row : row + 1] = grouped_attention(q[row : row + 1], keys, values, seen, attrs)
-    return (result,)
-
-
-def _paged_attention_samples() -> Sequence[Sample]:
-    def case(name: str, dtype: DType = f32, **attrs: Any) -> Sample:
-        caches = cache_types(6 * attrs.get("page_step", 1), 2, 32, 16, dtype)
-        arrays = {3 + 3 + key: make for key, make in _paged_index(9).items()}
-        complete = {"num_heads": 6, "num_kv_heads": 2, "scale": 0.2, **attrs}
-        types = (TensorType(f32, (SEQ, 6 * 32)), *caches, *_SAMPLE_INDEX)
-        return Sample(name, types, complete, {"seq": 7}, arrays=arrays, tolerance=1e-5)
-
-    plain = (case("causal"), case("window", window=5), case("softcap", softcap=1.5))
-    return (*plain, case("f16", f16), case("bf16", bf16), case("shared", page_step=3, page_offset=1))
-
-
-paged_attention = register(
-    OpDef(
-        "paged_attention",
-        "Causal attention of each token over the pages of its sequence, up to its own position.",
-        _infer_paged_attention,
-        _reference_paged_attention,
-        Missing("primitive"),
-        _paged_attention_samples,
-        (*HEAD_ATTRIBUTES, *PAGE_ATTRIBUTES),
     )
 )

@@ -43,6 +43,7 @@ def load(
     threads: int | None = None,
     target: str | None = None,
     context: int | None = None,
+    kv_cache: str | None = None,
     profile: Profile | str | Path | None = None,
     progress: Callable[..., None] | None = None,
 ) -> Model:
@@ -54,6 +55,7 @@ def load(
         threads: compute threads; RLX_THREADS, or what affinity and the cgroup quota allow.
         target: instruction set; RLX_TARGET, or this host's.
         context: most positions of one text; the model's own, up to 8192, by default.
+        kv_cache: element type of the KV cache: "auto", "f32", "f16", "bf16" or "q8_0"; see `Profile`.
         profile: a compile profile, or the TOML file of one; the arguments above beat it.
         progress: called while a model is fetched, see `rlx.io.reference.resolve`.
 
@@ -64,7 +66,7 @@ def load(
     from rlx.models.registry import recipe_for
     from rlx.runtime.model import Model
 
-    chosen = merged_profile(profile, precision, target)
+    chosen = merged_profile(profile, precision, target, kv_cache)
     if context is not None and context < 1:
         raise OptionError("a context holds at least one token", found=context, expected="1 or more")
     path = resolve(str(reference), progress)
@@ -118,13 +120,15 @@ def start_session(
     Raises:
         OptionError: the profile asks for a backend that holds no cache.
     """
+    from rlx.backends.cpu.target import resolve
     from rlx.hir.derive_step import derive_step
     from rlx.runtime.session import Session
 
     chosen = merged_profile(profile, precision, target)
     if chosen.backend != "cpu":
         raise OptionError("only the cpu backend runs a session", found=chosen.backend, fix="use rlx.compile instead")
-    derived = derive_step(flow.build(weights, chosen), chosen.page_size, chosen.cache_dtype)
+    cache_dtype = chosen.cache_dtype(resolve(chosen.target).bf16)
+    derived = derive_step(flow.build(weights, chosen), chosen.page_size, cache_dtype)
     _, _, module = _cpu_module(derived.graph, weights, chosen, threads)
     if num_pages is None:
         per_context = -(-context // derived.page_size)
@@ -187,7 +191,9 @@ def _cpu_module(
     return program, stages, module
 
 
-def merged_profile(profile: Profile | str | Path | None, precision: str | None, target: str | None) -> Profile:
+def merged_profile(
+    profile: Profile | str | Path | None, precision: str | None, target: str | None, kv_cache: str | None = None
+) -> Profile:
     """The profile to use: an argument beats the profile, the profile beats the environment.
 
     Raises:
@@ -201,7 +207,12 @@ def merged_profile(profile: Profile | str | Path | None, precision: str | None, 
         profile = Profile(precision=environment.precision, target=environment.target)
     elif not isinstance(profile, Profile):
         profile = Profile.load(profile)
-    return replace(profile, precision=precision or profile.precision, target=target or profile.target)
+    return replace(
+        profile,
+        precision=precision or profile.precision,
+        target=target or profile.target,
+        kv_cache=kv_cache or profile.kv_cache,
+    )
 
 
 def checked_threads(threads: int | None) -> int:
@@ -227,6 +238,7 @@ def session_info(session: Session, profile: Profile) -> dict[str, object]:
         "target": module.target.name,
         "compile_seconds": module.compile_seconds,
         "cache": "warm" if module.cached else "cold",
+        "kv_cache": str(session.derived.cache_dtype),
         "kv_cache_bytes": session.cache_bytes,
         "page_size": session.page_size,
     }

@@ -6,6 +6,7 @@ before native code runs. Next: `engine.py`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 
 from rlx.backends.cpu.module import CpuModule
 from rlx.core.bind import concrete_shape
+from rlx.core.dtype import DType
 from rlx.errors import InputError, RlxError
 from rlx.hir.derive_step import DerivedStep
+from rlx.lir.program import ALIGNMENT
 from rlx.runtime.executable import empty
 
 Ints = NDArray[np.int32]
@@ -49,7 +52,7 @@ class Session:
         for name, value in derived.graph.inputs:
             if name.startswith(("k_cache.", "v_cache.")) and name in self._inputs:
                 shape = concrete_shape(value.type, {"N": num_pages})
-                self._memory[self._inputs[name]] = np.zeros(shape, value.type.dtype.numpy)
+                self._memory[self._inputs[name]] = _aligned_zeros(value.type.dtype, shape)
         self._is_closed = False
 
     @property
@@ -119,6 +122,16 @@ class Session:
             self._is_closed = True
             self.module.close()
             self._memory.clear()
+
+
+def _aligned_zeros(dtype: DType, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Zeros that start on a cache line; packed elements as their bytes."""
+    nbytes = dtype.nbytes(math.prod(shape))
+    memory = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    skip = -memory.ctypes.data % ALIGNMENT
+    if dtype.is_packed:
+        shape = (*shape[:-1], dtype.nbytes(shape[-1]))
+    return memory[skip : skip + nbytes].view(dtype.numpy).reshape(shape)
 
 
 def _checked(name: str, array: Ints, rank: int, limit: int, meaning: str) -> Ints:

@@ -73,7 +73,7 @@ def test_a_function_is_within_its_stated_error(name: str) -> None:
 
 
 def test_threads_share_many_runs() -> None:
-    """Claims, atomics, yields and the end of the workers: forty runs of a long chain of steps, all with the same end."""
+    """Claims, atomics, yields and the end of the workers: forty runs of a long chain of steps, one and the same end."""
     x: Array = np.random.default_rng(3).standard_normal((24, 64)).astype(np.float32)
     weight = tensor(f32, 64, 64)
     raw = np.random.default_rng(4).standard_normal((64, 64)).astype(np.float32).view(np.uint8).reshape(-1)

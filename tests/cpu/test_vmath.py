@@ -7,6 +7,7 @@ shape of their definition, in those of x.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +16,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from rlx.backends.cpu.codegen import optimise, target_machine
+from rlx.backends.cpu.emit import I64, LANES, PTR, VF, Emit, Val, set_width
+from rlx.backends.cpu.llvm import binding, ir
 from rlx.backends.cpu.target import resolve
+from rlx.backends.cpu.vmath import exp2_of_negative
 from rlx.core.dim import Dim
 from rlx.core.dtype import f32
 from rlx.core.type import tensor
@@ -167,3 +172,43 @@ def test_plain_arithmetic_treats_special_values_as_numpy_does(name: str, target:
     exe.close()
     with np.errstate(all="ignore"):
         assert np.array_equal(found, SCALAR_OPS[name].function(*pairs), equal_nan=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_exp2_of_negative(target: str) -> None:
+    """The weights of a softmax: every exponent down to where they are 0, and nothing but 0 below."""
+    bits = np.arange(0, 0x7F800001, STRIDE, dtype=np.uint64).astype(np.uint32)
+    dense = np.random.default_rng(0).uniform(-130, 0, 200_000).astype(np.float32)
+    x = np.concatenate([-bits.view(np.float32), dense, np.array([0.0, -0.0, -126.0, -127.0, -INF, NAN], np.float32)])
+    x = np.concatenate([x, np.zeros(-len(x) % LANES, np.float32)])
+    found = _emitted(exp2_of_negative, target, x)
+    expected = np.exp2(x.astype(np.float64))
+    zero, normal = x < -126, (x >= -126)
+    assert (found[zero] == 0).all()
+    assert np.isnan(found[np.isnan(x)]).all()
+    assert (found[x == 0] == 1).all(), "what the maximum itself weighs"
+    error = np.abs(found[normal] - expected[normal]) / np.spacing(expected[normal].astype(np.float32))
+    assert error.max() <= 2.2
+
+
+def _emitted(function: Callable[[Emit, Val], Val], target: str, x: Floats) -> Floats:
+    """A vector function that no op has, over an array of whole vectors."""
+    module, chosen = ir.Module("one", context=ir.Context()), resolve(target)
+    module.triple = chosen.triple
+    native = ir.Function(module, ir.FunctionType(ir.VoidType(), [PTR, PTR, I64]), "over")
+    set_width(native, chosen)
+    entry, start = native.append_basic_block("entry"), native.append_basic_block("start")
+    e = Emit(module, ir.IRBuilder(start), chosen, entry)
+    source, result, count = (Val(e, argument) for argument in native.args)
+    with e.loop(0, count, LANES) as i:
+        e.store(function(e, e.load(source, VF, i)), result, i)
+    e.b.ret_void()
+    with e.b.goto_block(entry):
+        e.b.branch(start)
+    machine = target_machine(chosen)
+    engine = binding().create_mcjit_compiler(optimise(str(module), machine), machine)
+    engine.finalize_object()
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    found = np.empty_like(x)
+    call(engine.get_function_address("over"))(x.ctypes.data, found.ctypes.data, x.size)
+    return found

@@ -56,7 +56,14 @@ def test_blocks_see_the_profile() -> None:
 
 
 def test_the_kv_cache_follows_the_precision_unless_it_is_named() -> None:
-    assert [Profile(precision=precision).cache_dtype for precision in ("fast", "exact")] == [f16, f32]
-    assert Profile(precision="exact", kv_cache="bf16").cache_dtype == bf16
+    assert [
+        Profile(precision=precision).cache_dtype(has) for precision in ("fast", "exact") for has in (False, True)
+    ] == [
+        f16,
+        bf16,
+        f32,
+        f32,
+    ]
+    assert Profile(precision="exact", kv_cache="bf16").cache_dtype(False) == bf16
     with pytest.raises(OptionError, match="kv_cache"):
         Profile(kv_cache="q9")

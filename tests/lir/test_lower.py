@@ -10,8 +10,8 @@ from rlx.core.graph import Graph, GraphBuilder, Value
 from rlx.core.type import tensor
 from rlx.errors import UnsupportedOpError, VerifyError
 from rlx.lir.lower import lower
-from rlx.ops.attention import cache_types
 from rlx.ops.op import Emitter
+from rlx.ops.paged_attention import cache_types
 from tests.lir.lowering import BACKEND, lowered, step_program
 
 

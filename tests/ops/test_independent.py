@@ -73,10 +73,22 @@ def test_attention_is_the_loop_over_heads_and_keys(sample: str) -> None:
     assert largest_difference(result, expected) <= TOLERANCE
 
 
+def place_of_key(dtype: str, slot: int, d: int) -> tuple[int, int]:
+    """Row and column of a page of keys."""
+    if dtype == "q8_0":
+        return slot, d
+    return (d // 2, 2 * slot + d % 2) if dtype == "bf16" else (d, slot)
+
+
+def place_of_value(dtype: str, slot: int, d: int) -> tuple[int, int]:
+    """Row and column of a page of values."""
+    return (slot // 2, 2 * d + slot % 2) if dtype == "bf16" else (slot, d)
+
+
 @pytest.mark.parametrize("sample", names_of("paged_attention"))
 def test_paged_attention_is_the_loop_over_positions(sample: str) -> None:
     (q, k_cache, v_cache, positions, sequences, table), attrs, (result,) = run("paged_attention", sample)
-    page_size, dim = k_cache.shape[3], k_cache.shape[2]
+    dtype, page_size, dim = str(attrs["dtype"]), 16, 32
     group = attrs["num_heads"] // attrs["num_kv_heads"]
     expected = np.zeros_like(result)
     for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
@@ -87,8 +99,9 @@ def test_paged_attention_is_the_loop_over_positions(sample: str) -> None:
             for past in range(first, position + 1):
                 page, slot = table[sequence, past // page_size], past % page_size
                 page = page * attrs["page_step"] + attrs["page_offset"]
-                keys.append(k_cache[page, head // group, :, slot])
-                values.append(v_cache[page, head // group, slot, :])
+                key, value = k_cache[page, head // group], v_cache[page, head // group]
+                keys.append(np.array([key[place_of_key(dtype, slot, d)] for d in range(dim)]))
+                values.append(np.array([value[place_of_value(dtype, slot, d)] for d in range(dim)]))
             part = slice(head * dim, (head + 1) * dim)
             expected[row, part] = attend(q[row, part], keys, values, attrs)
     assert largest_difference(result, expected) <= TOLERANCE

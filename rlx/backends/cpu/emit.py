@@ -27,6 +27,22 @@ F32, F64, I64, I32, I16, I8, I1 = (
     ir.IntType(1),
 )
 F16 = ir.HalfType()
+
+
+class _BrainFloat(ir.Type):
+    """LLVM's `bfloat`, which llvmlite has no class for; only casts and intrinsics use it."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BrainFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BrainFloat)
+
+
+BF16 = _BrainFloat()
 PTR = ir.PointerType()
 
 
@@ -275,6 +291,10 @@ class Emit:
         variable.set(initial)
         return variable
 
+    def prefetch(self, pointer: Val) -> None:
+        """Ask for a cache line that is read soon, beyond the first-level cache; never faults."""
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *(self.typed(n, I32) for n in (0, 1, 1)))
+
     # ---- control ----
 
     @contextmanager
@@ -454,6 +474,23 @@ class Emit:
         """bfloat16 (as i16 lanes) to float32."""
         lanes = bits.type.count if isinstance(bits.type, ir.VectorType) else 1
         return (bits.zext(I32) << 16).bitcast(vec(F32, lanes))
+
+    def round_to_bf16(self, value: Val) -> Val:
+        """Float32 to bfloat16 (as i16 lanes) for products on `bf16` targets: as `float_to_bf16`, subnormals to 0."""
+        return value.fptrunc(BF16).bitcast(vec(I16, value.type.count))
+
+    def dot_bf16(self, accumulator: Val, left: Val, right: Val) -> Val:
+        """accumulator[i] + the products of both bfloat16 of word i (2 to 16 lanes of i32); only on `bf16` targets.
+
+        Both halves of a word in one order, each with one rounding; subnormals count as 0.
+        """
+        lanes = accumulator.type.count
+        if lanes < LANES:
+            wide = [self.shuffle(x, x, [i % lanes for i in range(LANES)]) for x in (accumulator, left, right)]
+            return self.part(self.dot_bf16(*wide), 0, lanes)
+        pairs = vec(BF16, 2 * LANES)
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        return self.call(name, VF, accumulator, left.bitcast(pairs), right.bitcast(pairs))
 
 
 def _suffix(element: Any) -> str:

@@ -82,6 +82,11 @@ class Target:
         return "amx-int8" in self.flags
 
     @property
+    def bf16(self) -> bool:
+        """Dot products of pairs of bfloat16 in 512 bits."""
+        return "avx512bf16" in self.flags
+
+    @property
     def dotprod(self) -> bool:
         """Dot products of bytes that have the same signedness, AArch64."""
         return "dotprod" in self.flags
@@ -104,7 +109,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A named target: the flags it needs of a host and is compiled with; `own_cpu` tunes it for the host at hand."""
+    """A named target: the flags it needs of a host and is compiled with; `own_cpu` tunes it for the host at hand.
+
+    `extra` are flags that it is compiled with as well where the host has them.
+    """
 
     name: str
     arch: str
@@ -112,11 +120,12 @@ class _Row:
     flags: tuple[str, ...]
     vector_bits: int
     own_cpu: bool = False
+    extra: tuple[str, ...] = ()
 
 
 _ROWS = (
     _Row("amx", X86, "sapphirerapids", _AMX, 512),
-    _Row("avx512", X86, "x86-64-v4", _AVX512, 512, own_cpu=True),
+    _Row("avx512", X86, "x86-64-v4", _AVX512, 512, own_cpu=True, extra=("avx512bf16",)),
     _Row("avxvnni", X86, "alderlake", (*_AVX2, "avxvnni"), 256),
     _Row("avx2", X86, "x86-64-v3", _AVX2, 256),
     _Row("i8mm", ARM, "generic", _I8MM, 128),
@@ -183,7 +192,9 @@ def describe(name: str, machine: Host | None = None) -> Target:
         return Target("portable", machine.triple, "x86-64" if machine.arch == X86 else "generic", (), 128)
     same = machine.arch == row.arch
     cpu = machine.cpu if row.own_cpu and same and machine.has(row.flags) else row.cpu
-    return Target(row.name, machine.triple if same else _TRIPLES[row.arch], cpu, row.flags, row.vector_bits)
+    extra = tuple(flag for flag in row.extra if same and machine.has((flag,)))
+    flags = (*row.flags, *extra)
+    return Target(row.name, machine.triple if same else _TRIPLES[row.arch], cpu, flags, row.vector_bits)
 
 
 @cache

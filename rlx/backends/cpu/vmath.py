@@ -20,6 +20,14 @@ _EXP = (
     0.008374824188649654,
     0.0013836831785738468,
 )
+_EXP2 = (
+    1.0,
+    0.6931470036506653,
+    0.24022242426872253,
+    0.05550733581185341,
+    0.009671512991189957,
+    0.001326472731307149,
+)
 _LOG = (
     0.3333333134651184,
     -0.24999980628490448,
@@ -109,6 +117,15 @@ def exp(e: Emit, x: Val) -> Val:
     for part in (first, integer - first):
         result = result * ((part + 127) << 23).bitcast(result.type)
     return result
+
+
+def exp2_of_negative(e: Emit, x: Val) -> Val:
+    """2^x for x <= 0, at most 2.2 ulp; 0 below -126. Half the work of `exp`, for the weights of a softmax."""
+    magic = float(3 << 22)
+    shifted = x + magic
+    r = x - (shifted - magic)
+    result = _horner(e, r, _EXP2).bitcast(_int_type(x)) + (shifted.bitcast(_int_type(x)) << 23)
+    return e.select(x < -126.0, e.like(0.0, x), result.bitcast(x.type))
 
 
 def _int_type(x: Val) -> object:

@@ -1,5 +1,15 @@
 """The kernels, one file per op family. Importing this package fills the table in `registry.py`."""
 
-from rlx.backends.cpu.kernels import attention, elementwise, embedding, linear, matmul, movement, rope, rows
+from rlx.backends.cpu.kernels import (
+    attention,
+    cache_append,
+    elementwise,
+    embedding,
+    linear,
+    matmul,
+    movement,
+    rope,
+    rows,
+)
 
-FAMILIES = (linear, embedding, rows, elementwise, rope, attention, matmul, movement)
+FAMILIES = (linear, embedding, rows, elementwise, rope, attention, cache_append, matmul, movement)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from rlx.backends.cpu.dot import dot4
 from rlx.backends.cpu.emit import F32, I8, I16, LANES, VF, VI, Emit, Val
 from rlx.core.dtype import ACTIVATION_TERMS, DType, q8_act, q8k_act
 

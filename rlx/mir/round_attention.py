@@ -1,0 +1,24 @@
+"""Precision `fast`: attention over a bfloat16 cache multiplies bfloat16, where the backend has such products.
+
+The keys and values have been rounded to it already; queries and the weights of the softmax are too, the sums stay
+float32. Next: `rlx/lir/lower.py`.
+"""
+
+from __future__ import annotations
+
+from rlx.core.backend import Backend
+from rlx.core.dtype import bf16
+from rlx.core.graph import Graph, Node
+
+
+def round_attention(graph: Graph, backend: Backend) -> Graph:
+    """Set `products` of the paged attentions that the backend runs with it."""
+
+    def rounded(node: Node) -> Node:
+        if node.op != "paged_attention" or node.attrs["dtype"] != bf16:
+            return node
+        attrs = {**node.attrs, "products": "bf16"}
+        candidate = Node(node.op, node.inputs, attrs, node.outputs, node.location)
+        return candidate if backend.why_not(candidate) is None else node
+
+    return Graph(graph.name, graph.inputs, tuple(rounded(node) for node in graph.nodes), graph.outputs)
