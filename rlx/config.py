@@ -38,7 +38,14 @@ CACHE_LIMIT = Knob(
     "Most bytes of compiled objects and packed weights on disk, such as 500MB (default: 20GB); the longest unused go "
     "first. Fetched models do not count.",
 )
-KNOBS = (CACHE_DIR, THREADS, TARGET, PRECISION, DUMP, OBJECT_CACHE, CACHE_LIMIT)
+LLAMA_BENCH = Knob("RLX_LLAMA_BENCH", "Path of llama.cpp's llama-bench, for `rlx bench --peer` (default: on PATH).")
+IK_LLAMA_BENCH = Knob("RLX_IK_LLAMA_BENCH", "Path of ik_llama.cpp's llama-bench, for `rlx bench --peer`.")
+PEER_PYTHON = Knob(
+    "RLX_PEER_PYTHON", "Python that has torch, onnxruntime or openvino, for `rlx bench --peer` (default: this one)."
+)
+KNOBS = (
+    CACHE_DIR, THREADS, TARGET, PRECISION, DUMP, OBJECT_CACHE, CACHE_LIMIT, LLAMA_BENCH, IK_LLAMA_BENCH, PEER_PYTHON,
+)  # fmt: skip
 
 DEFAULT_CACHE_LIMIT = 20_000_000_000
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -55,6 +62,9 @@ class Settings:
     dump: Path | None
     object_cache: bool
     cache_limit: int
+    llama_bench: str | None
+    ik_llama_bench: str | None
+    peer_python: str | None
 
 
 def _read(knob: Knob) -> str | None:
@@ -103,4 +113,13 @@ def settings() -> Settings:
         dump=Path(dump) if dump else None,
         object_cache=_read(OBJECT_CACHE) != "off",
         cache_limit=_read_size(CACHE_LIMIT, DEFAULT_CACHE_LIMIT),
+        llama_bench=_read(LLAMA_BENCH),
+        ik_llama_bench=_read(IK_LLAMA_BENCH),
+        peer_python=_read(PEER_PYTHON),
     )
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a process that RLX starts: this one with some variables changed, or dropped if empty."""
+    environment = {**os.environ, **changes}
+    return {name: value for name, value in environment.items() if value or name not in changes}

@@ -119,6 +119,12 @@ class CacheFullError(RlxError):
     exit_code = 7
 
 
+class PeerError(RlxError):
+    """A program that RLX is compared with failed, or said something that cannot be read."""
+
+    exit_code = 1
+
+
 class InputError(RlxError):
     """An input array has a wrong name, dtype, shape or value."""
 

@@ -1,56 +1,36 @@
 """The measurements of `rlx bench`.
 
-In: a model reference, lengths, repetitions. Out: a `Measurement`. The order matters: the first token of this process
-comes before all else, then prefill and decode in turns (a machine that changes its pace changes it for both), then
-fresh processes for the warm start.
+In: a model reference, works, peers, repetitions. Out: a `Measurement`. The order matters: the first token of this
+process comes before all else, then the works, RLX and its peers in turn (`compare.py`), then fresh processes for the
+starts.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlx.cli.compare import Result, Samples, compare
 from rlx.cli.loading import LoadFlags, loaded_model
+from rlx.cli.peers.peer import Missing, PeerSetting, System
+from rlx.cli.peers.work import Work
 from rlx.cli.process import peak_rss_bytes, seconds_since_start
-from rlx.errors import ContextLengthError, OptionError, RlxError
+from rlx.cli.runner import RLX, ModelRunner
+from rlx.config import OBJECT_CACHE, child_environment
+from rlx.errors import ContextLengthError, RlxError
 
 if TYPE_CHECKING:
+    from rlx.cli.peers.find import PeerRequest
     from rlx.runtime.model import Model
 
 FIRST_PROMPT = "The capital of France is"
-_SEED = 0  # of the prompt's random tokens: their values do not change the work, but a run should repeat exactly
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """Several measurements of one thing."""
-
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """The middle one."""
-        return statistics.median(self.values)
-
-    @property
-    def least(self) -> float:
-        """The smallest one."""
-        return min(self.values)
-
-    @property
-    def most(self) -> float:
-        """The largest one."""
-        return max(self.values)
-
-    def to_json(self) -> dict[str, object]:
-        """Median, range and every value."""
-        return {"median": self.median, "min": self.least, "max": self.most, "values": list(self.values)}
+DEFAULT_CONTEXT = 8192  # what a model is loaded with at most, without a flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,99 +44,142 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What `rlx bench` was asked to do.
+
+    Attributes:
+        works: what is measured.
+        repetitions: how often each.
+        starts: fresh processes for the warm start; 0 leaves out the cold one too.
+        peers: what to run beside RLX.
+        peer_timeout: seconds that one run of a peer may take.
+    """
+
+    works: Sequence[Work]
+    repetitions: int
+    starts: int
+    peers: Sequence[PeerRequest] = ()
+    peer_timeout: float = 600.0
+
+
+@dataclass(slots=True)
 class Measurement:
-    """Everything `rlx bench` found out. Speeds in tokens per second, times in seconds."""
+    """Everything `rlx bench` found out. Speeds are in the unit of their work, times in seconds.
+
+    It is filled in as the measuring goes on, so that an interrupt leaves what was measured.
+    """
 
     model: str
     info: Mapping[str, object]
-    prompt_tokens: int
-    decode_tokens: int
-    prefill: Samples
-    decode: Samples
-    first_token_seconds: float
-    load_seconds: float
-    compile_seconds: float
-    cache: str
-    peak_rss_bytes: int
-    warm_start: Samples | None
+    first: Start
+    results: list[Result]
+    systems: list[System]
+    missing: list[Missing]
+    peak_rss_bytes: int = 0
+    warm_start: Samples | None = None
+    cold_start: Start | None = None
+    is_complete: bool = False
 
     def to_json(self) -> dict[str, object]:
         """Plain values; the medians under the names a script looks for, the samples beside them."""
-        return {
-            "model": self.model,
-            "prompt_tokens": self.prompt_tokens,
-            "decode_tokens": self.decode_tokens,
-            "prefill_tokens_per_second": self.prefill.median,
-            "decode_tokens_per_second": self.decode.median,
-            "load_seconds": self.load_seconds,
-            "compile_seconds": self.compile_seconds,
-            "first_token_seconds": self.first_token_seconds,
+        document: dict[str, object] = {"model": self.model}
+        for result in self.results:
+            if (samples := result.samples(RLX)) is not None:
+                document[f"{result.work.name}_{_unit_name(result.work)}"] = samples.median
+        document |= {
+            "load_seconds": self.first.load_seconds,
+            "compile_seconds": self.first.compile_seconds,
+            "first_token_seconds": self.first.first_token_seconds,
+            "cache": self.first.cache,
             "peak_rss_bytes": self.peak_rss_bytes,
-            "cache": self.cache,
             "warm_start_first_token_seconds": self.warm_start and self.warm_start.median,
-            "samples": {
-                "prefill_tokens_per_second": self.prefill.to_json(),
-                "decode_tokens_per_second": self.decode.to_json(),
-                "warm_start_first_token_seconds": self.warm_start and self.warm_start.to_json(),
-            },
+            "cold_start_first_token_seconds": self.cold_start and self.cold_start.first_token_seconds,
+            "cold_start_compile_seconds": self.cold_start and self.cold_start.compile_seconds,
+            "warm_start_samples": self.warm_start and self.warm_start.to_json(),
+            "works": [self._work_json(result) for result in self.results],
+            "peers": [
+                *({"name": system.name, "version": system.version} for system in self.systems[1:]),
+                *({"name": peer.name, "missing": peer.found, "fix": peer.fix} for peer in self.missing),
+            ],
             "info": {key: value for key, value in self.info.items() if isinstance(value, str | int | float | None)},
+            "complete": self.is_complete,
         }
+        return document
+
+    def _work_json(self, result: Result) -> dict[str, object]:
+        systems: dict[str, object] = {}
+        for system in self.systems:
+            samples, ratios = result.samples(system.name), result.ratios(RLX, system.name)
+            systems[system.name] = {
+                "speed": samples and samples.to_json(),
+                "rlx_ratio": ratios.to_json() if ratios and system.name != RLX else None,
+                "problem": result.problems.get(system.name),
+            }
+        return {**result.work.to_json(), "systems": systems}
 
 
-def check_sizes(prompt_tokens: int, decode_tokens: int, repetitions: int, starts: int) -> None:
-    """Refuse lengths and counts that measure nothing.
-
-    Raises:
-        OptionError: one of them is too small.
-    """
-    lowest = {"-p": (prompt_tokens, 1), "-n": (decode_tokens, 1), "-r": (repetitions, 1), "--starts": (starts, 0)}
-    for name, (value, least) in lowest.items():
-        if value < least:
-            raise OptionError("there is nothing to measure", where=name, found=value, expected=f"at least {least}")
+def _unit_name(work: Work) -> str:
+    return work.unit.replace("/s", "_per_second")
 
 
 def measure(
     flags: LoadFlags,
-    *,
-    prompt_tokens: int,
-    decode_tokens: int,
-    repetitions: int,
-    starts: int,
+    plan: Plan,
+    keep: Callable[[Measurement], None],
+    progress: Callable[[str], None] | None = None,
 ) -> Measurement:
     """Measure a model.
 
+    Args:
+        flags: what to load, and how.
+        plan: what to measure.
+        keep: receives the measurement as soon as there is one, before it is complete.
+        progress: called with a line of text before each run.
+
     Raises:
-        ContextLengthError: the lengths do not fit into the context.
+        ContextLengthError: a work does not fit into the context.
         RlxError: whatever loading finds wrong.
     """
-    with loaded_model(flags) as model:
-        start = first_token(model)
-        longest = max(prompt_tokens + 1, decode_tokens + 1)
-        if longest > model.context:
-            raise ContextLengthError(
-                "the lengths do not fit", found=longest, expected=f"at most {model.context} tokens"
-            )
-        prompt = _random_tokens(model, prompt_tokens)
-        prefill: list[float] = []
-        decode: list[float] = []
-        for _ in range(repetitions + 1):
-            prefill.append(prompt_tokens / _run(model, prompt, 1))
-            decode.append(decode_tokens / _run(model, prompt[:1], decode_tokens))
-        peak, name, info = peak_rss_bytes(), model.name, dict(model.info)
-    return Measurement(
-        model=name,
-        info=info,
-        prompt_tokens=prompt_tokens,
-        decode_tokens=decode_tokens,
-        prefill=Samples(tuple(prefill[1:])),  # the first of each touches memory for the first time
-        decode=Samples(tuple(decode[1:])),
-        first_token_seconds=start.first_token_seconds,
-        load_seconds=start.load_seconds,
-        compile_seconds=start.compile_seconds,
-        cache=start.cache,
-        peak_rss_bytes=peak,
-        warm_start=_warm_starts(flags, starts),
+    needed = max(
+        (work.depth + work.tokens * (plan.repetitions + 1) + 2 for work in plan.works if work.depth), default=0
     )
+    if flags.context is None and needed > DEFAULT_CONTEXT:
+        flags = replace(flags, context=needed)
+    with loaded_model(flags) as model, ExitStack() as stack:
+        runner = ModelRunner(model)
+        result = Measurement(model.name, dict(model.info), first_token(model), [], [runner], [])
+        keep(result)
+        _check_lengths(plan.works, model)
+        if plan.peers:
+            _add_peers(result, plan)
+        for system in result.systems:
+            stack.callback(system.close)
+        compare(plan.works, result.systems, plan.repetitions, result.results, progress)
+        result.peak_rss_bytes = peak_rss_bytes()
+    if plan.starts:
+        if progress is not None:
+            progress("starting fresh processes")
+        warm = tuple(_fresh_start(flags).first_token_seconds for _ in range(plan.starts))
+        result.warm_start = Samples(warm)
+        result.cold_start = _fresh_start(flags, **{OBJECT_CACHE.name: "off"})
+    result.is_complete = True
+    return result
+
+
+def _add_peers(result: Measurement, plan: Plan) -> None:
+    from rlx.cli.peers.find import find_peers
+
+    facts = {key: str(result.info.get(key, "")) for key in ("path", "threads", "precision")}
+    setting = PeerSetting(Path(facts["path"]), int(facts["threads"] or 1), facts["precision"], plan.peer_timeout)
+    systems, result.missing = find_peers(plan.peers, setting)
+    result.systems += systems
+
+
+def _check_lengths(works: Sequence[Work], model: Model) -> None:
+    """A length that cannot be measured at all is an error of the command line, not a line in the report."""
+    longest = max((work.depth + work.tokens + 1 for work in works if work.name != "encode"), default=0)
+    if longest > model.context:
+        raise ContextLengthError("the lengths do not fit", found=longest, expected=f"at most {model.context} tokens")
 
 
 def first_token(model: Model) -> Start:
@@ -168,41 +191,10 @@ def first_token(model: Model) -> Start:
     return Start(seconds, load_seconds, compile_seconds, str(model.info.get("cache", "unknown")))
 
 
-def _random_tokens(model: Model, count: int) -> list[int]:
-    import numpy as np
-
-    return [int(token) for token in np.random.default_rng(_SEED).integers(0, model.vocab_size, count)]
-
-
-def _run(model: Model, prompt: list[int], max_tokens: int) -> float:
-    """Seconds from a fresh sequence to the last of `max_tokens` greedy tokens: that many steps of the program.
-
-    The prompt is one step (or several, if it is long) with logits for its last row only; each further token is a
-    step of one row. With a prompt of one token, all the steps are of that kind.
-    """
-    from rlx.runtime.request import Request
-    from rlx.runtime.sampler import SamplingOptions
-
-    options = SamplingOptions(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-    start = time.perf_counter()
-    handle = model.engine.add(Request(prompt, options))
-    while handle.finish is None:
-        model.engine.step()
-    seconds = time.perf_counter() - start
-    if handle.finish.error is not None:
-        raise handle.finish.error
-    return seconds
-
-
-def _warm_starts(flags: LoadFlags, starts: int) -> Samples | None:
-    """First-token seconds of fresh processes, whose kernels are in the cache by now."""
-    values = [_fresh_start(flags).first_token_seconds for _ in range(starts)]
-    return Samples(tuple(values)) if values else None
-
-
-def _fresh_start(flags: LoadFlags) -> Start:
+def _fresh_start(flags: LoadFlags, **environment: str) -> Start:
+    """One token of a fresh process, whose kernels are in the cache by now unless the environment says otherwise."""
     command = [sys.executable, "-m", "rlx.cli.first_token", json.dumps(asdict(flags))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment(**environment))
     if done.returncode:
         raise RlxError("a fresh process did not come to its first token", found=done.stderr.strip())
     return Start(**json.loads(done.stdout))

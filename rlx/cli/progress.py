@@ -1,4 +1,4 @@
-"""A progress bar on stderr for a model that is being fetched.
+"""Progress on stderr: a bar for a model that is being fetched, a line for what is being measured.
 
 In: calls `progress(what, done_bytes, total_bytes)`, from any thread. Out: a bar on a terminal, a line every quarter
 elsewhere (a log). Nothing at all, and no import of rich, when the model is already there.
@@ -73,3 +73,29 @@ def _start_bars() -> Progress:
     )
     bars.start()
     return bars
+
+
+class StatusLine:
+    """What is being done right now: one line that changes on a terminal, a line each elsewhere (a log)."""
+
+    def __init__(self) -> None:
+        self._is_shown = False
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if is_terminal(sys.stderr):
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+            self._is_shown = True
+        else:
+            remark(text)
+
+    def __enter__(self) -> StatusLine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._is_shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

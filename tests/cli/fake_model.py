@@ -97,6 +97,7 @@ INFO = {
     "file_bytes": 2_000_000,
     "precision": "fast",
     "threads": 1,
+    "path": "fake.gguf",
     "target": "portable",
     "load_seconds": 0.25,
     "compile_seconds": 0.125,

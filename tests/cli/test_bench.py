@@ -16,6 +16,7 @@ from tests.cli.fake_model import CONTEXT, FakeStep
 KEYS = {
     "prefill_tokens_per_second",
     "decode_tokens_per_second",
+    "batch_tokens_per_second",
     "load_seconds",
     "compile_seconds",
     "first_token_seconds",
@@ -32,30 +33,76 @@ def test_json(fake, run):
     assert document.keys() >= KEYS
     assert document["cache"] == "cold"
     assert (document["load_seconds"], document["compile_seconds"]) == (0.25, 0.125)
-    for speed, tokens in (("prefill_tokens_per_second", 40), ("decode_tokens_per_second", 8)):
-        samples = document["samples"][speed]
+    # a step takes at least 1 ms: 40 tokens in one step, 8 tokens in 8 steps, 8 sequences in the same 8 steps
+    for work, most in zip(document["works"], (40_000, 1000, 8000), strict=True):
+        samples = work["systems"]["RLX"]["speed"]
         assert len(samples["values"]) == 3
-        assert samples["min"] <= samples["median"] == document[speed] <= samples["max"]
-        # a step takes at least 1 ms: 40 tokens in one step, 8 tokens in 8 steps
-        assert 0 < document[speed] <= (40_000 if tokens == 40 else 1000)
+        assert samples["min"] <= samples["median"] <= samples["max"]
+        assert 0 < samples["median"] == document[f"{work['name']}_tokens_per_second"] <= most
     assert document["warm_start_first_token_seconds"] is None
+    assert document["complete"]
 
 
 def test_what_runs(fake, run):
-    """The first token, then a warm-up and each repetition: a prompt in one step, then single rows."""
+    """The first token, then for each work a warm-up and the repetitions: a prompt in one step, rows one by one or 8."""
     run("bench", "-p", "40", "-n", "8", "-r", "2", "--starts", "0", "--json")
     first = [len("The capital of France is")]
-    assert fake.step.steps == first + 3 * ([40] + 8 * [1])
+    assert fake.step.steps == first + 3 * [40] + 3 * 8 * [1] + 3 * 8 * [8]
+
+
+def test_what_runs_at_a_depth(fake, run):
+    """One sequence is read once and goes on from run to run, the warm-up included."""
+    outcome = run("bench", "--measure", "depth", "-d", "100", "-n", "4", "-r", "2", "--starts", "0", "--json")
+    assert fake.step.steps == [len("The capital of France is"), 100, *3 * 4 * [1]]
+    assert json.loads(outcome.out)["works"][0] | {"systems": None} == {
+        "name": "depth", "tokens": 4, "sequences": 1, "depth": 100, "unit": "tokens/s", "systems": None,
+    }  # fmt: skip
+
+
+def test_a_depth_that_fills_the_context_starts_again(fake, run):
+    count = CONTEXT - 20
+    run("bench", "--measure", "depth", "-d", str(count), "-n", "8", "-r", "2", "--starts", "0", "--json")
+    chunks = [512, count - 512]
+    assert fake.step.steps[1:] == chunks + 2 * 8 * [1] + chunks + 8 * [1]
+
+
+def test_a_batch_that_does_not_fit_is_told(fake, run):
+    outcome = run("bench", "-p", "4", "-n", "64", "--batch", "64", "-r", "1", "--starts", "0")
+    assert outcome.code == 0
+    assert "no figure: RLX: batch: 64 sequences of 65 tokens" in outcome.out
+    assert "decode, 64 tokens" in outcome.out
+
+
+def test_an_encoder_is_asked_for_of_a_language_model(fake, run):
+    outcome = run("bench", "--measure", "decode,encode", "-n", "4", "-r", "1", "--starts", "0")
+    assert "no figure: RLX: encode: it is a language model" in outcome.out
+
+
+def test_an_interrupt_leaves_what_was_measured(fake, run):
+    fake.step = FakeStep(interrupt_at=1 + 2 + 2 * 4 + 1)  # first token, prefill, decode; then in the batch
+    outcome = run("bench", "-p", "40", "-n", "4", "-r", "1", "--starts", "0", "--json")
+    assert outcome.code == 130
+    document = json.loads(outcome.out)
+    assert not document["complete"]
+    assert document["decode_tokens_per_second"] > 0
+    assert "batch_tokens_per_second" not in document
 
 
 def test_table(fake, run):
     outcome = run("bench", "-p", "10", "-n", "2", "-r", "1", "--starts", "0")
     assert outcome.code == 0
-    for word in ("prefill, 10 tokens", "decode, 2 tokens", "tokens/s", "peak memory", "cold", "median"):
+    words = ("prefill, 10 tokens", "decode, 2 tokens", "of 8 sequences", "tokens/s", "peak memory", "cold", "median")
+    for word in words:
         assert word in outcome.out
 
 
-@pytest.mark.parametrize("flags", [["-p", "0"], ["-n", "0"], ["-r", "0"], ["--starts", "-1"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["-p", "0"], ["-n", "0"], ["-r", "0"], ["--starts", "-1"], ["--batch", "0"], ["--depth", "-1"],
+        ["--measure", "depth"], ["--measure", "speed"], ["--peer-timeout", "0"], ["--peer", "vllm"],
+    ],
+)  # fmt: skip
 def test_nothing_to_measure(fake, run, flags):
     outcome = run("bench", *flags)
     assert outcome.code == 2

@@ -1,0 +1,1 @@
+"""The parts of the kernel lab: limits of the machine, cases, timing, other programs. Read `cases.py` first."""
