@@ -19,7 +19,6 @@ from rlx.io.byte_level import symbol_bytes
 
 if TYPE_CHECKING:
     from rlx.io.checkpoint import Checkpoint
-    from rlx.io.gguf import GGUFFile
 
 TokenStyle = Literal["byte_level", "sentencepiece", "wordpiece"]
 
@@ -207,7 +206,7 @@ class DecodeStream:
         return text
 
 
-def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer:
+def tokenizer_from_gguf(file: Checkpoint) -> Tokenizer:
     """Build the tokenizer a GGUF file describes in its `tokenizer.ggml.*` metadata.
 
     Raises:
@@ -235,8 +234,6 @@ def tokenizer_from(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         TokenizerError: see `tokenizer_from_gguf` and `tokenizer_from_folder`.
     """
-    from rlx.io.gguf import GGUFFile
-
-    if isinstance(checkpoint, GGUFFile):
+    if checkpoint.kind == "gguf":
         return tokenizer_from_gguf(checkpoint)
     return tokenizer_from_folder(checkpoint.path)

@@ -17,14 +17,14 @@ from rlx.backends.cpu.kernels.formats import FORMATS, pack_rows16, packed_bytes
 from rlx.backends.cpu.kernels.formats_blocks import LAYOUTS
 from rlx.backends.cpu.target import resolve
 from rlx.core.dim import Dim
-from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, PACKED_WEIGHTS, DType, f32, q4_k, q6_k, q8_act
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, PACKED_WEIGHTS, WITHOUT_INTEGERS, DType, f32, q4_k, q6_k, q8_act
 from rlx.core.storage import decode, encode
 from rlx.core.storage_blocks import BLOCK_FORMATS
 from rlx.core.type import TensorType, tensor
 from rlx.flow.weights import DictWeights
 from rlx.runtime.executable import Executable
 from tests.cpu.compiling import TARGETS, Array, compiled, one_op, same_bits
-from tests.ops.sample_inputs import random_bytes
+from tests.ops.sample_inputs import random_bytes, set_factors
 
 U = 2.0**-24
 NEW = [dtype for dtype in PACKED_WEIGHTS if dtype.name not in ("q4_0", "q4_1", "q8_0")]
@@ -32,6 +32,8 @@ NEW = [dtype for dtype in PACKED_WEIGHTS if dtype.name not in ("q4_0", "q4_1", "
 OUT = 37
 every_format = pytest.mark.parametrize("dtype", PACKED_WEIGHTS, ids=str)
 every_new_format = pytest.mark.parametrize("dtype", NEW, ids=str)
+INTEGERS = [dtype for dtype in NEW if dtype not in WITHOUT_INTEGERS]
+every_integer_format = pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 every_target = pytest.mark.parametrize("target", TARGETS)
 
 
@@ -62,11 +64,16 @@ def quantised(activation: DType, values: NDArray[np.float32]) -> Array:
     return encode(activation, values).reshape(len(values), -1)
 
 
+GROWTH = {"iq3_s": 1.26, "iq3_xxs": 1.41, "iq2_s": 1.3, "iq2_xs": 1.44, "iq2_xxs": 1.61, "iq1_m": 1.9, "iq1_s": 2.13}
+GROWTH |= {"tq1_0": 1.23}
+"""A codebook does not fit into a register: its vectors are laid out as levels, at 3 or 4 bits (`formats_tables.py`)."""
+
+
 @every_format
 def test_packed_weights_are_no_larger_than_the_file_by_three_per_cent(dtype: DType) -> None:
     packed = pack_rows16(dtype, random_bytes(dtype, (48, 512), np.random.default_rng(0)), (48, 512))
     assert packed.size == packed_bytes(dtype, (48, 512))
-    assert dtype.nbytes(48 * 512) <= packed.size <= 1.03 * dtype.nbytes(48 * 512)
+    assert dtype.nbytes(48 * 512) <= packed.size <= GROWTH.get(dtype.name, 1.03) * dtype.nbytes(48 * 512)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if FORMATS[name].pack != LAYOUTS[name].pack])
@@ -139,7 +146,7 @@ def formula(dtype: DType, raw: Array, x: Array) -> tuple[Array, Array]:
     dots = np.einsum("ochk,rcthk->rocth", levels, values)
     sums = values.sum(axis=-1)[:, None]
     # bytes are unsigned where the scale has no integer part, so that the zero is added and subtracted again
-    offset = 128 if dtype.name in ("q8_0", "iq4_nl", "mxfp4") else fmt.zero
+    offset = 128 if dtype.name == "q8_0" or fmt.table else fmt.zero
     by_scale = scale.reshape(1, OUT, -1, 1, 2) * x_scale[:, None, :, :, None]
     by_minimum = minimum.reshape(1, OUT, -1, 1, 2) * x_scale[:, None, :, :, None]
     magnitude = np.abs(by_scale) * (np.abs(dots) + 2 * offset * np.abs(sums)) + np.abs(by_minimum * sums)
@@ -149,7 +156,7 @@ def formula(dtype: DType, raw: Array, x: Array) -> tuple[Array, Array]:
 # without vector instructions for them, two terms take seconds to compile: two formats stand for the two forms of scales
 INTEGER_CASES = [
     (dtype, DTYPES[name], target)
-    for dtype in NEW
+    for dtype in INTEGERS
     for name, terms in ACTIVATION_TERMS.items()
     for target in TARGETS
     if terms == 1 or target != "portable" or dtype in (q4_k, q6_k)
@@ -169,7 +176,7 @@ def test_the_integer_product_is_its_formula(dtype: DType, activation: DType, tar
 
 
 @every_target
-@every_new_format
+@every_integer_format
 def test_extreme_bytes_do_not_overflow(dtype: DType, target: str) -> None:
     """Levels and integer scales at their ends, times 127: the largest sums that any step meets."""
     k = width_of(dtype)
@@ -180,10 +187,7 @@ def test_extreme_bytes_do_not_overflow(dtype: DType, target: str) -> None:
     x = x.reshape(2, -1)
     for fill in (0x00, 0xFF, 0x80, 0x7F):
         raw = np.full((OUT, k // dtype.block_size, dtype.block_bytes), fill, np.uint8)
-        for byte in BLOCK_FORMATS[dtype.name].halves:
-            raw[..., byte : byte + 2] = np.array([1.0], np.float16).view(np.uint8)
-        if dtype.name == "mxfp4":
-            raw[..., 0] = 128  # a factor of 1
+        set_factors(dtype, raw.reshape(-1, dtype.block_bytes), 1.0)
         exe = product(target, dtype, q8_act, raw.reshape(-1), OUT)
         found = exe(x=x)["y0"]
         exe.close()
@@ -198,6 +202,8 @@ def test_extreme_bytes_do_not_overflow(dtype: DType, target: str) -> None:
 @every_new_format
 def test_a_row_does_not_depend_on_its_neighbours(dtype: DType, activation: DType, target: str) -> None:
     """Bit for bit: alone, in batches that mix the tiles of 8, 4 and 1 in any way, and split over threads."""
+    if activation == q8_act and dtype in WITHOUT_INTEGERS:
+        pytest.skip("the format has no integer form")
     raw, rows = weight_of(dtype), 21
     floats = seeded(rows, width_of(dtype))
     x = floats if activation == f32 else quantised(activation, floats)
@@ -211,7 +217,7 @@ def test_a_row_does_not_depend_on_its_neighbours(dtype: DType, activation: DType
 
 
 @pytest.mark.parametrize("activation", [DTYPES[name] for name in ACTIVATION_TERMS], ids=str)
-@every_new_format
+@every_integer_format
 def test_the_integer_product_has_the_same_bits_with_avx512_and_avx2(dtype: DType, activation: DType) -> None:
     if not {"avx512", "avx2"} <= set(TARGETS):
         pytest.skip("needs a host with AVX-512")
@@ -225,5 +231,5 @@ def test_the_integer_product_has_the_same_bits_with_avx512_and_avx2(dtype: DType
 
 
 @every_format
-def test_every_format_has_an_integer_form(dtype: DType) -> None:
-    assert CpuBackend(resolve(TARGETS[0])).quantizes(dtype)
+def test_formats_of_integers_have_an_integer_form(dtype: DType) -> None:
+    assert CpuBackend(resolve(TARGETS[0])).quantizes(dtype) == (dtype not in WITHOUT_INTEGERS)
