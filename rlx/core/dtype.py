@@ -86,8 +86,34 @@ q3_k = DType("q3_k", "packed", 256, 110)
 q4_k = DType("q4_k", "packed", 256, 144)
 q5_k = DType("q5_k", "packed", 256, 176)
 q6_k = DType("q6_k", "packed", 256, 210)
-PACKED_WEIGHTS: tuple[DType, ...] = (q4_0, q4_1, q8_0, q5_0, q5_1, iq4_nl, mxfp4, q2_k, q3_k, q4_k, q5_k, q6_k)
-"""Formats of quantised weights in model files."""
+# Super-blocks of 256 whose levels are found in tables: 4-bit indices, or vectors of a codebook with their signs.
+iq4_xs = DType("iq4_xs", "packed", 256, 136)
+iq3_s = DType("iq3_s", "packed", 256, 110)
+iq3_xxs = DType("iq3_xxs", "packed", 256, 98)
+iq2_s = DType("iq2_s", "packed", 256, 82)
+iq2_xs = DType("iq2_xs", "packed", 256, 74)
+iq2_xxs = DType("iq2_xxs", "packed", 256, 66)
+iq1_m = DType("iq1_m", "packed", 256, 56)
+iq1_s = DType("iq1_s", "packed", 256, 50)
+# Ternary super-blocks: five levels in a byte, or four.
+tq1_0 = DType("tq1_0", "packed", 256, 54)
+tq2_0 = DType("tq2_0", "packed", 256, 66)
+# E2M1 with an E4M3 scale for each 16.
+nvfp4 = DType("nvfp4", "packed", 64, 36)
+# What the quantised checkpoints of Hugging Face are rearranged into (32 elements): a half scale, the level that stands
+# for 0, and nibbles (GPTQ, AWQ); a float32 scale and 8-bit floats (FP8).
+q4_z = DType("q4_z", "packed", 32, 19)
+e4m3_s = DType("e4m3_s", "packed", 32, 36)
+e5m2_s = DType("e5m2_s", "packed", 32, 36)
+GGUF_WEIGHTS: tuple[DType, ...] = (
+    *(q4_0, q4_1, q8_0, q5_0, q5_1, iq4_nl, mxfp4, q2_k, q3_k, q4_k, q5_k, q6_k),
+    *(iq4_xs, iq3_s, iq3_xxs, iq2_s, iq2_xs, iq2_xxs, iq1_m, iq1_s, tq1_0, tq2_0, nvfp4),
+)
+"""Formats of quantised weights in GGUF files."""
+PACKED_WEIGHTS: tuple[DType, ...] = (*GGUF_WEIGHTS, q4_z, e4m3_s, e5m2_s)
+"""Formats of quantised weights."""
+WITHOUT_INTEGERS: tuple[DType, ...] = (nvfp4, e4m3_s, e5m2_s)
+"""Those of them whose levels, or scales within a block, are floats: products run on float activations."""
 # Activations quantised in the step: 32 int8, then the float32 scale, the float32 sum of the dequantised block, and as
 # int32 the sum of the quants times -8.
 q8_act = DType("q8_act", "packed", 32, 44)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.core.dtype import DType, bf16, f16, f32, q8_act, q8k_act, q8kx2_act, q8x2_act
-from rlx.core.storage_blocks import BLOCK_FORMATS, E2M1_DOUBLED, power_of_two
+from rlx.core.block_format import power_of_two
+from rlx.core.dtype import DType, bf16, f16, f32, f64, q8_act, q8k_act, q8kx2_act, q8x2_act
+from rlx.core.storage_blocks import BLOCK_FORMATS, E2M1_DOUBLED
 from rlx.errors import InputError, ShapeError
 
 Bytes = NDArray[np.uint8]
@@ -137,6 +138,15 @@ def _decode_f32(blocks: Bytes) -> Floats:
 
 def _encode_f32(blocks: Floats) -> Bytes:
     return blocks.view(np.uint8)
+
+
+def _decode_f64(blocks: Bytes) -> Floats:
+    with np.errstate(over="ignore"):
+        return blocks.view(np.float64).astype(np.float32)
+
+
+def _encode_f64(blocks: Floats) -> Bytes:
+    return blocks.astype(np.float64).view(np.uint8)
 
 
 def _decode_f16(blocks: Bytes) -> Floats:
@@ -301,6 +311,7 @@ _WEIGHTS = (
 STORAGE_FORMATS: dict[str, StorageFormat] = {
     storage.dtype.name: storage
     for storage in (
+        StorageFormat(f64, _decode_f64, _encode_f64),
         StorageFormat(f32, _decode_f32, _encode_f32),
         StorageFormat(f16, _decode_f16, _encode_f16),
         StorageFormat(bf16, _decode_bf16, _encode_bf16),

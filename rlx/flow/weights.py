@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.core.dtype import bf16, f16, f32, from_numpy
+from rlx.core.dtype import bf16, f16, f32, f64, from_numpy
 from rlx.core.storage import decode
 from rlx.core.type import TensorType
 from rlx.errors import InputError, MissingTensorError
@@ -139,7 +139,7 @@ class MappedWeights:
     """The tensors of an open checkpoint under the keys of a flow; nothing is read before `raw`.
 
     A vector stored as float16 or bfloat16 (a norm's weight, a bias) is given as float32: it is small, and every reader
-    computes with float32.
+    computes with float32. A float64 tensor is rounded to float32 as a whole.
 
     Args:
         checkpoint: the open file or folder.
@@ -159,7 +159,7 @@ class MappedWeights:
         """
         part = self._part(key)
         info = usable_tensor(self.checkpoint.tensors, part.name, self.checkpoint.path)
-        return TensorType(f32 if _is_half_vector(info) else info.dtype, part.shape(info))
+        return TensorType(f32 if _is_given_as_float32(info) else info.dtype, part.shape(info))
 
     def __contains__(self, key: object) -> bool:
         part = self._parts.get(str(key))
@@ -174,7 +174,7 @@ class MappedWeights:
         part = self._part(key)
         info = self.checkpoint.tensors[part.name]
         data = part.bytes_of(info, self.checkpoint.data(part.name))
-        return decode(info.dtype, data, part.shape(info)).view(np.uint8) if _is_half_vector(info) else data
+        return decode(info.dtype, data, part.shape(info)).view(np.uint8) if _is_given_as_float32(info) else data
 
     def release(self, key: str) -> None:
         """See `WeightSource.release`."""
@@ -205,5 +205,5 @@ class MappedWeights:
         return self._parts[key]
 
 
-def _is_half_vector(info: TensorInfo) -> bool:
-    return len(info.shape) == 1 and info.dtype in (f16, bf16)
+def _is_given_as_float32(info: TensorInfo) -> bool:
+    return info.dtype == f64 or (len(info.shape) == 1 and info.dtype in (f16, bf16))

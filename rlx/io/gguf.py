@@ -38,6 +38,7 @@ class GGUFFile:
 
     Attributes:
         path: the file.
+        mapping: its bytes.
         version: 2 or 3.
         alignment: of the tensor data, in bytes.
         metadata: key to value: int, float, bool, str, a `StringArray`, a read-only NumPy array (numbers), or a list of
@@ -55,7 +56,7 @@ class GGUFFile:
         metadata: Mapping[str, object],
         tensors: dict[str, TensorInfo],
     ) -> None:
-        self._file = file
+        self.mapping = file
         self.path = file.path
         self.version, self.alignment = version, alignment
         self.metadata, self.tensors = metadata, tensors
@@ -63,21 +64,21 @@ class GGUFFile:
     @property
     def file_size(self) -> int:
         """Length of the file in bytes."""
-        return self._file.size
+        return self.mapping.size
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """See `Checkpoint.data`."""
         info = usable_tensor(self.tensors, name, self.path)
-        return self._file.view(info.offset, info.nbytes)
+        return self.mapping.view(info.offset, info.nbytes)
 
     def release(self, name: str) -> None:
         """See `Checkpoint.release`."""
         info = usable_tensor(self.tensors, name, self.path)
-        self._file.release(info.offset, info.nbytes)
+        self.mapping.release(info.offset, info.nbytes)
 
     def identity(self) -> Identity:
         """See `Checkpoint.identity`."""
-        return identity_of(self.path.name, [self._file], self.tensors.values())
+        return identity_of(self.path.name, [self.mapping], self.tensors.values())
 
 
 def open_gguf(path: str | Path) -> GGUFFile:

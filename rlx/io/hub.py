@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from rlx.errors import DownloadError, ModelNotFoundError, StorageError
+from rlx.io.split_gguf import is_a_model, split_names
 
 _REFERENCE = re.compile(
     r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?(?::(?P<quant>[A-Za-z0-9_.-]+))?"
@@ -62,7 +63,7 @@ def resolve_hub(reference: HubReference) -> Path:
     try:
         names, offline = _file_names(reference)
         gguf = choose_gguf(reference, names)
-        folder = _snapshot(reference, offline, [*_FOLDER_PATTERNS] if gguf is None else [gguf])
+        folder = _snapshot(reference, offline, [*_FOLDER_PATTERNS] if gguf is None else _all_files(gguf))
     except (ModelNotFoundError, DownloadError):
         raise
     except Exception as error:  # the library raises its own, the HTTP client's and the system's errors
@@ -101,12 +102,12 @@ def _file_names(reference: HubReference) -> tuple[list[str], bool]:
 
 
 def choose_gguf(reference: HubReference, names: list[str]) -> str | None:
-    """The GGUF file to take from a repository, or None to take its safetensors folder.
+    """The GGUF file to take from a repository (the first of a split model), or None to take its safetensors folder.
 
     Raises:
         ModelNotFoundError: nothing fits; the message lists what there is.
     """
-    ggufs = sorted(name for name in names if name.lower().endswith(".gguf") and "mmproj" not in name.lower())
+    ggufs = sorted(name for name in names if is_a_model(PurePosixPath(name).name))
     if reference.quant is None and "config.json" in names and any(name.endswith(".safetensors") for name in names):
         return None
     for quant in (reference.quant.lower(),) if reference.quant else ("", *_PREFERRED):
@@ -120,6 +121,12 @@ def choose_gguf(reference: HubReference, names: list[str]) -> str | None:
         expected="one GGUF file of the named quantisation, or config.json and safetensors",
         fix=f"name one, such as {reference.repository}:Q8_0" if ggufs else "check the name of the repository",
     )
+
+
+def _all_files(gguf: str) -> list[str]:
+    """A GGUF file of the repository, with its siblings if it is the first of several."""
+    path = PurePosixPath(gguf)
+    return [str(path.with_name(name)) for name in split_names(path.name) or [path.name]]
 
 
 def _has_quant(name: str, quant: str) -> bool:

@@ -54,18 +54,19 @@ def resolve(reference: str | Path, progress: Progress | None = None) -> Path:
 
 
 def open_model(path: Path) -> Checkpoint:
-    """Open what `resolve` found: a folder as safetensors, a file as GGUF.
+    """Open what `resolve` found: a folder as safetensors, a file (or the first of several) as GGUF.
 
     Raises:
         ModelNotFoundError, FileFormatError: see `open_gguf` and `open_folder`.
     """
     if path.is_dir():
+        from rlx.io.quantized_folder import join_quantized
         from rlx.io.safetensors_folder import open_folder
 
-        return open_folder(path)
-    from rlx.io.gguf import open_gguf
+        return join_quantized(open_folder(path))
+    from rlx.io.split_gguf import open_split
 
-    return open_gguf(path)
+    return open_split(path)
 
 
 def _exists(path: Path) -> bool:
@@ -81,10 +82,12 @@ def _looks_local(text: str) -> bool:
 
 def _local(path: Path) -> Path:
     """A file as it is; a folder as it is, or the one GGUF file in it."""
+    from rlx.io.split_gguf import is_a_model
+
     if not path.is_dir() or (path / "config.json").exists():
         return path
     try:
-        ggufs = sorted(path.glob("*.gguf"))
+        ggufs = [file for file in sorted(path.glob("*.gguf")) if is_a_model(file.name)]
     except OSError as error:
         raise ModelNotFoundError("the folder cannot be read", where=str(path), found=error.strerror) from None
     if len(ggufs) == 1:

@@ -39,7 +39,7 @@ _DTYPES: dict[str, DType] = {
     "I8": dtype.i8,
     "U8": dtype.u8,
     "BOOL": dtype.boolean,
-    # Listed, not computed with.
+    # Listed; `quantized_folder.py` makes weights of the 8-bit floats.
     "U16": DType("u16", "uint", 1, 2),
     "U32": DType("u32", "uint", 1, 4),
     "U64": DType("u64", "uint", 1, 8),
@@ -79,12 +79,22 @@ class SafetensorsFolder:
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """See `Checkpoint.data`."""
-        info = usable_tensor(self.tensors, name, self.path)
-        return self._shards[name].view(info.offset, info.nbytes)
+        usable_tensor(self.tensors, name, self.path)
+        return self.stored(name)
 
     def release(self, name: str) -> None:
         """See `Checkpoint.release`."""
-        info = usable_tensor(self.tensors, name, self.path)
+        usable_tensor(self.tensors, name, self.path)
+        self.release_stored(name)
+
+    def stored(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor that is there, of any type: flat, read-only, not copied."""
+        info = self.tensors[name]
+        return self._shards[name].view(info.offset, info.nbytes)
+
+    def release_stored(self, name: str) -> None:
+        """`release` for a tensor of any type."""
+        info = self.tensors[name]
         self._shards[name].release(info.offset, info.nbytes)
 
     def identity(self) -> Identity:

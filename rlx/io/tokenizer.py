@@ -19,7 +19,6 @@ from rlx.io.byte_level import symbol_bytes
 
 if TYPE_CHECKING:
     from rlx.io.checkpoint import Checkpoint
-    from rlx.io.gguf import GGUFFile
 
 TokenStyle = Literal["byte_level", "sentencepiece", "wordpiece"]
 
@@ -86,10 +85,11 @@ class Tokenizer:
         special_ids: control tokens.
         vocab_size: number of ids.
         backend: the `tokenizers.Tokenizer`.
+        facts: what its builder found out.
     """
 
     def __init__(self, backend: Any, facts: TokenizerFacts) -> None:
-        self.backend, self._facts = backend, facts
+        self.backend, self.facts = backend, facts
         self.bos_id, self.eos_ids, self.special_ids = facts.bos_id, facts.eos_ids, facts.special_ids
         self.vocab_size: int = len(facts.symbols) or int(backend.get_vocab_size(with_added_tokens=True))
         self._bytes: dict[int, bytes] = {}
@@ -109,13 +109,13 @@ class Tokenizer:
         """
         backend = self.backend if parse_special else self._literal_backend()
         try:
-            ids: list[int] = backend.encode(text, add_special_tokens=add_special and self._facts.post_process).ids
+            ids: list[int] = backend.encode(text, add_special_tokens=add_special and self.facts.post_process).ids
         except (TypeError, UnicodeEncodeError):
             raise InputError(
                 "this is not text that can be tokenised", found=repr(text)[:80], expected="a string of whole characters"
             ) from None
-        if add_special and not self._facts.post_process:
-            return [*self._facts.prefix_ids, *ids, *self._facts.suffix_ids]
+        if add_special and not self.facts.post_process:
+            return [*self.facts.prefix_ids, *ids, *self.facts.suffix_ids]
         return ids
 
     def _literal_backend(self) -> Any:
@@ -146,7 +146,7 @@ class Tokenizer:
     def _spell(self, token_id: int) -> bytes:
         if token_id < 0:
             raise InputError("a token id cannot be negative", found=token_id)
-        facts = self._facts
+        facts = self.facts
         if facts.symbols:
             symbol = facts.symbols[token_id] if token_id < len(facts.symbols) else None
         else:
@@ -175,7 +175,7 @@ class Tokenizer:
 
     def stream(self, *, skip_special: bool = True, continuation: bool = False) -> DecodeStream:
         """A decoder for ids that arrive one by one; arguments as for `decode`."""
-        return DecodeStream(self, skip_special, self._facts.leading_space and not continuation)
+        return DecodeStream(self, skip_special, self.facts.leading_space and not continuation)
 
 
 class DecodeStream:
@@ -207,7 +207,7 @@ class DecodeStream:
         return text
 
 
-def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer:
+def tokenizer_from_gguf(file: Checkpoint) -> Tokenizer:
     """Build the tokenizer a GGUF file describes in its `tokenizer.ggml.*` metadata.
 
     Raises:
@@ -235,8 +235,6 @@ def tokenizer_from(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         TokenizerError: see `tokenizer_from_gguf` and `tokenizer_from_folder`.
     """
-    from rlx.io.gguf import GGUFFile
-
-    if isinstance(checkpoint, GGUFFile):
+    if checkpoint.kind == "gguf":
         return tokenizer_from_gguf(checkpoint)
     return tokenizer_from_folder(checkpoint.path)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.errors import TokenizerError
-from rlx.io.gguf import GGUFFile
+from rlx.io.checkpoint import Checkpoint
 from rlx.io.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from rlx.io.string_array import StringArray
 from rlx.io.tokenizer import END_OF_TURN, Tokenizer, TokenizerFacts
@@ -23,7 +23,7 @@ _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 _SPACE = "\u2581"
 
 
-def build(file: GGUFFile) -> Tokenizer:
+def build(file: Checkpoint) -> Tokenizer:
     """The tokenizer of a GGUF file; see `tokenizer.tokenizer_from_gguf`."""
     description = _Description(file)
     model = description.text("model")
@@ -43,7 +43,7 @@ def build(file: GGUFFile) -> Tokenizer:
 class _Description:
     """The checked metadata under `tokenizer.ggml.`."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: Checkpoint) -> None:
         self.path, self.metadata = file.path, file.metadata
         tokens = self.metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, StringArray) or not tokens:

@@ -12,6 +12,7 @@ from rlx.core.dtype import (
     ACTIVATION_TERMS,
     DTYPES,
     PACKED_WEIGHTS,
+    WITHOUT_INTEGERS,
     activation_format,
     bf16,
     f16,
@@ -82,7 +83,8 @@ def _linear_samples() -> Sequence[Sample]:
                 )
     for dtype in PACKED_WEIGHTS[3:]:
         k = 2 * dtype.block_size
-        for name, act in (("", f32), ("_q8", activation_format(dtype, 1))):
+        forms = (("", f32), ("_q8", activation_format(dtype, 1)))
+        for name, act in forms[: 1 if dtype in WITHOUT_INTEGERS else 2]:
             pair = (TensorType(act, (seq, k)), TensorType(dtype, (40, k)))
             cases.append(Sample(f"{dtype}{name}_13x40x{k}", pair, {}, {"seq": 13}, tolerance=4e-6))
     for rows, weight in ((1, q8_0), (9, q4_1), (5, q4_k), (9, q6_k)):

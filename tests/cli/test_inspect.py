@@ -21,8 +21,8 @@ def small_gguf(tmp_path: Path) -> Path:
     writer.add_token_list([b"a", b"b", b"c"])
     writer.add_chat_template("{{ messages }}")
     writer.add_tensor("token_embd.weight", np.ones((3, 64), np.float32))
-    quantised = np.zeros((4, 36), np.uint8)
-    writer.add_tensor("blk.0.ffn_up.weight", quantised, raw_dtype=gguf.GGMLQuantizationType.NVFP4)
+    quantised = np.zeros((4, 292), np.uint8)
+    writer.add_tensor("blk.0.ffn_up.weight", quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_K)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -36,18 +36,18 @@ def test_json(small_gguf, run):
     document = json.loads(outcome.out)
     assert document["architecture"] == "llama"
     assert document["context_length"] == 321
-    assert document["parameters"] == 3 * 64 + 4 * 64
+    assert document["parameters"] == 3 * 64 + 4 * 256
     assert document["file_bytes"] == small_gguf.stat().st_size
     assert document["tokenizer"] == {"model": "gpt2", "vocab_size": 3}
     assert document["chat_template"] == "{{ messages }}"
     by_type = {entry["dtype"]: entry for entry in document["types"]}
-    # 64 elements of NVFP4 are 4 bytes of scales and 32 bytes of nibbles
-    assert by_type["nvfp4"]["nbytes"] == 4 * 36
-    assert not by_type["nvfp4"]["is_computable"]
+    # 256 elements of Q8_K are 4 bytes of scale, 256 of levels and 32 of sums
+    assert by_type["q8_k"]["nbytes"] == 4 * 292
+    assert not by_type["q8_k"]["is_computable"]
     assert by_type["f32"] == {"dtype": "f32", "tensors": 1, "parameters": 192, "nbytes": 768, "is_computable": True}
     assert [(t["name"], t["shape"]) for t in document["tensors"]] == [
         ("token_embd.weight", [3, 64]),
-        ("blk.0.ffn_up.weight", [4, 64]),
+        ("blk.0.ffn_up.weight", [4, 256]),
     ]
 
 
@@ -58,7 +58,7 @@ def test_without_tensors_the_list_is_left_out(small_gguf, run):
 def test_tables(small_gguf, run):
     outcome = run("inspect", str(small_gguf), "--tensors")
     assert outcome.code == 0
-    for word in ("llama", "321 tokens", "nvfp4 (listed only)", "blk.0.ffn_up.weight", "4 x 64", "{{ messages }}"):
+    for word in ("llama", "321 tokens", "q8_k (listed only)", "blk.0.ffn_up.weight", "4 x 256", "{{ messages }}"):
         assert word in outcome.out
     assert "\x1b" not in outcome.out, "a file must not control the terminal"
 

@@ -14,8 +14,9 @@ from rlx.core.dtype import DType
 from rlx.core.storage import STORAGE_FORMATS, decode, encode
 from rlx.core.storage_blocks import BLOCK_FORMATS
 from rlx.errors import InputError, ShapeError
+from tests.ops.sample_inputs import set_factors
 
-FORMATS = [dtype.f16, dtype.bf16, *dtype.PACKED_WEIGHTS]
+FORMATS = [dtype.f16, dtype.bf16, *dtype.GGUF_WEIGHTS]
 ORACLE = {storage.name: gguf.GGMLQuantizationType[storage.name.upper()] for storage in FORMATS}
 WRITTEN = [storage for storage in FORMATS if STORAGE_FORMATS[storage.name].encode_blocks is not None]
 READ_ONLY = [storage for storage in FORMATS if storage not in WRITTEN]
@@ -58,15 +59,16 @@ def test_decode_of_any_bytes_is_bit_equal_to_gguf(storage: DType) -> None:
     np.testing.assert_array_equal(decoded, reference)
 
 
-@pytest.mark.parametrize("storage", dtype.PACKED_WEIGHTS, ids=str)
+@pytest.mark.parametrize("storage", dtype.GGUF_WEIGHTS, ids=str)
 @given(data=st.data())
 def test_decode_of_finite_blocks_is_bit_equal_to_gguf(storage: DType, data: st.DataObject) -> None:
     """Any bytes with any finite factors, so that every bit of the result counts, the sign of zero among them."""
     raw = np.frombuffer(data.draw(st.binary(min_size=storage.block_bytes, max_size=storage.block_bytes)), np.uint8)
     raw = raw.copy()
-    for byte in BLOCK_FORMATS[storage.name].halves:
-        half = data.draw(st.floats(width=16, allow_nan=False, allow_infinity=False))
-        raw[byte : byte + 2] = np.array([half], np.float16).view(np.uint8)
+    if storage.name not in ("mxfp4", "nvfp4"):  # which have no infinite factors
+        for place in range(max(1, len(BLOCK_FORMATS[storage.name].halves))):
+            half = data.draw(st.floats(width=16, allow_nan=False, allow_infinity=False))
+            set_factors(storage, raw[None], half, place)
     decoded = decode(storage, raw, (storage.block_size,))
     with np.errstate(all="ignore"):
         reference = quants.dequantize(raw[None], ORACLE[storage.name])[0]
@@ -167,3 +169,44 @@ def test_wrong_number_of_bytes_is_refused(size: int) -> None:
 def test_type_without_codec_is_refused() -> None:
     with pytest.raises(InputError):
         decode(dtype.i32, np.zeros(4, np.uint8), (1,))
+
+
+def values_of_bits(code: int, exponent_bits: int, fraction_bits: int, bias: int) -> float:
+    """A small float by its definition in float64 (OCP 8-bit Floating Point 1.0, 5), its special values left out."""
+    fraction, rest = code & ((1 << fraction_bits) - 1), code >> fraction_bits
+    exponent = rest & ((1 << exponent_bits) - 1)
+    sign = -1.0 if rest >> exponent_bits else 1.0
+    if exponent == 0:
+        return sign * fraction * 2.0 ** (1 - bias - fraction_bits)
+    return sign * (1 + fraction / (1 << fraction_bits)) * 2.0 ** (exponent - bias)
+
+
+@pytest.mark.parametrize(
+    ("storage", "exponent", "fraction", "bias"), [(dtype.e4m3_s, 4, 3, 7), (dtype.e5m2_s, 5, 2, 15)], ids=str
+)
+def test_eight_bit_floats_follow_their_definition(storage: DType, exponent: int, fraction: int, bias: int) -> None:
+    codes = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    scale = np.float32(0.7)
+    raw = np.concatenate([np.full((8, 1), scale).view(np.uint8), codes], axis=1).reshape(-1)
+    decoded = decode(storage, raw, (256,))
+    for code, found in enumerate(decoded):
+        magnitude = code & 127
+        if storage == dtype.e4m3_s and magnitude == 127:
+            assert np.isnan(found)
+        elif storage == dtype.e5m2_s and magnitude >= 124:
+            assert np.isinf(found) if magnitude == 124 else np.isnan(found)
+        else:
+            assert found == np.float32(values_of_bits(code, exponent, fraction, bias) * np.float64(scale))
+
+
+def test_nibbles_with_a_zero_follow_their_definition() -> None:
+    """`scale * (level - zero)`, elements 0..15 in the lower nibbles; exact, so that no rounding enters."""
+    rng = np.random.default_rng(2)
+    raw = rng.integers(0, 256, (50, 19), dtype=np.uint8)
+    scales = rng.standard_normal(50).astype(np.float16)
+    raw[:, :2] = scales.view(np.uint8).reshape(-1, 2)
+    raw[:, 2] %= 17
+    decoded = decode(dtype.q4_z, raw.reshape(-1), (50, 32))
+    levels = np.concatenate([raw[:, 3:] & 15, raw[:, 3:] >> 4], axis=1).astype(np.float64)
+    expected = scales.astype(np.float64)[:, None] * (levels - raw[:, 2:3])
+    np.testing.assert_array_equal(decoded, expected)

@@ -21,6 +21,7 @@ from rlx.core.dtype import (
     ACTIVATION_TERMS,
     DTYPES,
     PACKED_WEIGHTS,
+    WITHOUT_INTEGERS,
     DType,
     activation_format,
     f32,
@@ -35,7 +36,7 @@ from rlx.core.type import TensorType, tensor
 from rlx.flow.weights import DictWeights
 from rlx.runtime.executable import Executable
 from tests.cpu.compiling import TARGETS, Array, compiled, one_op, same_bits
-from tests.ops.sample_inputs import random_bytes
+from tests.ops.sample_inputs import random_bytes, set_factors
 
 U = 2.0**-24
 NEW = [dtype for dtype in PACKED_WEIGHTS if dtype.name not in ("q4_0", "q4_1", "q8_0")]
@@ -43,6 +44,8 @@ NEW = [dtype for dtype in PACKED_WEIGHTS if dtype.name not in ("q4_0", "q4_1", "
 OUT = 37
 every_format = pytest.mark.parametrize("dtype", PACKED_WEIGHTS, ids=str)
 every_new_format = pytest.mark.parametrize("dtype", NEW, ids=str)
+INTEGERS = [dtype for dtype in NEW if dtype not in WITHOUT_INTEGERS]
+every_integer_format = pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 every_target = pytest.mark.parametrize("target", TARGETS)
 
 
@@ -73,11 +76,16 @@ def quantised(activation: DType, values: NDArray[np.float32]) -> Array:
     return encode(activation, values).reshape(len(values), -1)
 
 
+GROWTH = {"iq3_s": 1.26, "iq3_xxs": 1.41, "iq2_s": 1.3, "iq2_xs": 1.44, "iq2_xxs": 1.61, "iq1_m": 1.9, "iq1_s": 2.13}
+GROWTH |= {"tq1_0": 1.23}
+"""A codebook does not fit into a register: its vectors are laid out as levels, at 3 or 4 bits (`formats_tables.py`)."""
+
+
 @every_format
 def test_packed_weights_are_no_larger_than_the_file_by_three_per_cent(dtype: DType) -> None:
     packed = pack_rows16(dtype, random_bytes(dtype, (48, 512), np.random.default_rng(0)), (48, 512))
     assert packed.size == packed_bytes(dtype, (48, 512))
-    assert dtype.nbytes(48 * 512) <= packed.size <= 1.03 * dtype.nbytes(48 * 512)
+    assert dtype.nbytes(48 * 512) <= packed.size <= GROWTH.get(dtype.name, 1.03) * dtype.nbytes(48 * 512)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if FORMATS[name].pack != LAYOUTS[name].pack])
@@ -161,7 +169,7 @@ def formula(dtype: DType, raw: Array, x: Array, k: int) -> tuple[Array, Array]:
 # without vector instructions for them, two terms take seconds to compile: two formats stand for the two forms of scales
 INTEGER_CASES = [
     (dtype, activation_format(dtype, terms), target)
-    for dtype in NEW
+    for dtype in INTEGERS
     for terms in (1, 2)
     for target in TARGETS
     if terms == 1 or target != "portable" or dtype in (q4_k, q6_k)
@@ -184,7 +192,7 @@ def test_the_integer_product_is_its_formula(dtype: DType, activation: DType, tar
 
 
 @every_target
-@every_new_format
+@every_integer_format
 def test_extreme_bytes_do_not_overflow(dtype: DType, target: str) -> None:
     """Levels and integer scales at their ends, times 127: the largest sums that any step meets."""
     k = width_of(dtype)
@@ -192,10 +200,7 @@ def test_extreme_bytes_do_not_overflow(dtype: DType, target: str) -> None:
     x = quantised(activation, np.repeat(np.array([[127.0], [-127.0]], np.float32), k, axis=1))
     for fill in (0x00, 0xFF, 0x80, 0x7F):
         raw = np.full((OUT, k // dtype.block_size, dtype.block_bytes), fill, np.uint8)
-        for byte in BLOCK_FORMATS[dtype.name].halves:
-            raw[..., byte : byte + 2] = np.array([1.0], np.float16).view(np.uint8)
-        if dtype.name == "mxfp4":
-            raw[..., 0] = 128  # a factor of 1
+        set_factors(dtype, raw.reshape(-1, dtype.block_bytes), 1.0)
         exe = product(target, dtype, activation, raw.reshape(-1), OUT)
         found = exe(x=x)["y0"]
         exe.close()
@@ -212,6 +217,8 @@ def test_a_row_does_not_depend_on_its_neighbours(dtype: DType, terms: int, targe
     """Bit for bit: alone, in batches that mix the tiles of 8, 4 and 1 in any way, and split over threads."""
     if terms == 2 and target == "portable" and dtype not in (q4_k, q6_k):
         pytest.skip("takes seconds to compile; the other targets and formats stand for it")
+    if terms and dtype in WITHOUT_INTEGERS:
+        pytest.skip("the format has no integer form")
     raw, rows = weight_of(dtype), 21
     activation = activation_format(dtype, terms) if terms else f32
     floats = seeded(rows, width_of(dtype))
@@ -226,7 +233,7 @@ def test_a_row_does_not_depend_on_its_neighbours(dtype: DType, terms: int, targe
 
 
 @pytest.mark.parametrize("terms", [1, 2])
-@every_new_format
+@every_integer_format
 def test_the_integer_product_has_the_same_bits_with_avx512_and_avx2(dtype: DType, terms: int) -> None:
     if not {"avx512", "avx2"} <= set(TARGETS):
         pytest.skip("needs a host with AVX-512")
@@ -241,5 +248,5 @@ def test_the_integer_product_has_the_same_bits_with_avx512_and_avx2(dtype: DType
 
 
 @every_format
-def test_every_format_has_an_integer_form(dtype: DType) -> None:
-    assert CpuBackend(resolve(TARGETS[0])).quantizes(dtype)
+def test_formats_of_integers_have_an_integer_form(dtype: DType) -> None:
+    assert CpuBackend(resolve(TARGETS[0])).quantizes(dtype) == (dtype not in WITHOUT_INTEGERS)

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from rlx.backends.cpu.target import available
 from rlx.backends.reference import run_graph
-from rlx.core.dtype import PACKED_WEIGHTS, DType
+from rlx.core.dtype import GGUF_WEIGHTS, WITHOUT_INTEGERS, DType
 from rlx.core.storage import decode
-from rlx.core.storage_blocks import BLOCK_FORMATS
 from rlx.io.ggml_types import GGML_TYPES
 from rlx.io.gguf import open_gguf
 from tests.integration.driving import Drive
@@ -22,10 +21,10 @@ from tests.integration.tiny import recipe_of, session_of
 from tests.io.gguf_writer import Tensor, gguf_bytes
 from tests.models.checkpoints import gguf_metadata
 from tests.models.small_llama import gguf_names
-from tests.ops.sample_inputs import random_bytes
+from tests.ops.sample_inputs import random_bytes, set_factors
 
 CONFIG: dict[str, Any] = {
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
     "max_position_embeddings": 128,
     "hidden_size": 256,
     "intermediate_size": 256,
@@ -45,14 +44,9 @@ TARGETS = available()
 def weight(dtype: DType, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Random levels and sub-scales, with factors such that the values have the spread of a trained weight."""
     raw = random_bytes(dtype, shape, rng).reshape(-1, dtype.block_bytes)
-    halves = BLOCK_FORMATS[dtype.name].halves
-    if not halves:
-        raw[:, 0] = 120  # 2^-7, and half of it for the doubled levels
-    for byte in halves:
-        raw[:, byte : byte + 2] = np.array([0.001], np.float16).view(np.uint8)
+    set_factors(dtype, raw, 0.0078125)
     spread = decode(dtype, raw.reshape(-1), shape).std()
-    for byte in halves:
-        raw[:, byte : byte + 2] = np.array([0.001 * 0.05 / spread], np.float16).view(np.uint8)
+    set_factors(dtype, raw, 0.0078125 * 0.05 / spread)
     return raw
 
 
@@ -60,10 +54,11 @@ def weight(dtype: DType, shape: tuple[int, int], rng: np.random.Generator) -> ND
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(1)
     tensors: dict[str, Tensor] = {}
-    formats = cycle(PACKED_WEIGHTS)
+    formats = cycle(GGUF_WEIGHTS)
     for key, name in gguf_names(CONFIG["num_hidden_layers"]).items():
         part, _, kind = key.rpartition(".")
-        if kind != "weight":
+        # names that a Llama has no tensors for
+        if kind != "weight" or "position" in part or part.endswith(("q_norm", "k_norm")):
             continue
         if "norm" in part:
             tensors[name] = Tensor((256,), 0, np.ones(256, np.float32).tobytes())
@@ -76,7 +71,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_file_holds_every_format(mixed: Path) -> None:
-    assert set(PACKED_WEIGHTS) <= {info.dtype for info in open_gguf(mixed).tensors.values()}
+    assert set(GGUF_WEIGHTS) <= {info.dtype for info in open_gguf(mixed).tensors.values()}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -96,7 +91,7 @@ def test_fast_logits_are_close_and_do_not_depend_on_the_batch(mixed: Path, targe
         (exact,) = Drive(session, [IDS]).step([(0, len(IDS))])
     with session_of(recipe, target=target, precision="fast") as session:
         integer = [kernel for kernel in session.module.program.kernels if kernel.variant == "integer"]
-        assert len({kernel.settings["weight"] for kernel in integer}) == len(PACKED_WEIGHTS)
+        assert len({kernel.settings["weight"] for kernel in integer}) == len(set(GGUF_WEIGHTS) - set(WITHOUT_INTEGERS))
         (fast,) = Drive(session, [IDS]).step([(0, len(IDS))])
         drive = Drive(session, [IDS], seed=3)
         alone = np.concatenate([drive.step([(0, 1)])[0] for _ in IDS])

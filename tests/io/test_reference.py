@@ -365,6 +365,8 @@ GGUFS = ["m-Q4_0.gguf", "m-Q4_K_M.gguf", "m.Q8_0.gguf", "m-f16.gguf", "mmproj-f3
         ("F16", GGUFS, "m-f16.gguf"),
         (None, GGUFS, "m-Q4_K_M.gguf"),
         (None, ["only.gguf"], "only.gguf"),
+        ("Q8_0", ["b/m-Q8_0-00002-of-00002.gguf", "b/m-Q8_0-00001-of-00002.gguf"], "b/m-Q8_0-00001-of-00002.gguf"),
+        (None, ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "m.imatrix.gguf"], "m-00001-of-00002.gguf"),
         (None, ["config.json", "model.safetensors", *GGUFS], None),
     ],
 )
@@ -460,3 +462,10 @@ def test_progress_bar_is_silent_where_there_is_no_terminal(capfd: pytest.Capture
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err.strip() == ""
+
+
+def test_hub_split_gguf_fetches_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"sub/m-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
+    calls = fake_hub(monkeypatch, tmp_path, [*names, "sub/mmproj-f16.gguf"])
+    assert resolve("org/name:Q8_0") == tmp_path / names[0]
+    assert calls[0]["allow_patterns"] == names

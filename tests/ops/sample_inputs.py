@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -97,12 +98,46 @@ def _random(
 
 
 def random_bytes(dtype: DType, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A tensor of any bytes but for its half factors, which are between 0.001 and 0.1 in magnitude; flat."""
+    """A tensor of any bytes but for its factors, which are between 0.001 and 0.1 in magnitude; flat.
+
+    MXFP4 has any exponent, and an 8-bit float is finite.
+    """
     blocks = rng.integers(0, 256, (int(np.prod(shape)) // dtype.block_size, dtype.block_bytes), dtype=np.uint8)
-    for byte in BLOCK_FORMATS[dtype.name].halves:
-        factors = 10 ** rng.uniform(-3, -1, len(blocks)) * rng.choice([-1, 1], len(blocks))
-        blocks[:, byte : byte + 2] = factors.astype(np.float16).view(np.uint8).reshape(-1, 2)
+    if dtype.name != "mxfp4":
+        set_factors(dtype, blocks, 10 ** rng.uniform(-3, -1, len(blocks)) * rng.choice([-1, 1], len(blocks)))
+    if dtype.name in _NOT_FINITE:
+        codes, exponent = blocks[:, 4:], np.uint8(_NOT_FINITE[dtype.name])
+        codes ^= np.where(codes & exponent == exponent, np.uint8(8), np.uint8(0))
     return blocks.reshape(-1)
+
+
+_NOT_FINITE = {"e4m3_s": 0x7F, "e5m2_s": 0x7C}
+"""The bits that are all set in an infinity or NaN."""
+
+
+def set_factors(
+    dtype: DType, blocks: NDArray[np.uint8], factors: NDArray[np.floating] | float, place: int | None = None
+) -> None:
+    """Give every block `[blocks, block_bytes]` these factors, as near as the format has them.
+
+    Of a format with two half factors both are set, or the one at `place`.
+    """
+    column = np.broadcast_to(np.asarray(factors, np.float64), len(blocks))
+    halves = column.astype(np.float16).view(np.uint16)
+    if dtype.name == "mxfp4":  # half of the power of two, for doubled levels
+        blocks[:, 0] = np.round(np.log2(np.abs(column))) + 128
+    elif dtype.name == "nvfp4":
+        scales = (np.abs(column) * 2).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+        blocks[:, :4] = np.maximum(scales, 1)[:, None]
+    elif dtype.name == "iq1_m":  # the half lies in the upper nibbles of the last four words
+        for word in range(4):
+            blocks[:, 49 + 2 * word] &= np.uint8(15)
+            blocks[:, 49 + 2 * word] |= (halves >> np.uint16(4 * word) & np.uint16(15)).astype(np.uint8) << np.uint8(4)
+    elif dtype.name in _NOT_FINITE:
+        blocks[:, :4] = column.astype(np.float32).view(np.uint8).reshape(-1, 4)
+    places = BLOCK_FORMATS[dtype.name].halves
+    for byte in places if place is None else places[place : place + 1]:
+        blocks[:, byte : byte + 2] = halves.view(np.uint8).reshape(-1, 2)
 
 
 def held_inputs(op: OpDef, sample: Sample, arrays: Mapping[str, Array], dims: Mapping[str, int]) -> tuple[Array, ...]:

@@ -51,4 +51,4 @@ class CpuBackend:
 
     def quantizes(self, weight: DType) -> bool:
         """True for formats with an integer form."""
-        return weight.name in FORMATS and FORMATS[weight.name].layout is not None
+        return weight.name in FORMATS and FORMATS[weight.name].has_integers

@@ -4,7 +4,8 @@ Groups of 16 output rows, one row per vector lane; K is walked in order, in bloc
 elements each) and as `formats_blocks.py` says for quantised ones. Next: `formats_blocks.py`, then `linear.py`.
 
 A new quantised format is a `DType`, a `BlockFormat` in `core/storage_blocks.py` (how a block splits), a `BlockLayout`
-in `formats_blocks.py` (how its scales are read), and its number in `io/ggml_types.py`; the kernels stay as they are.
+in `formats_blocks.py` or `formats_tables.py` (how its scales are read), and its number in `io/ggml_types.py`; the
+kernels stay as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from rlx.backends.cpu.emit import F32, I16, LANES, Emit, Val, vec
 from rlx.backends.cpu.kernels.formats_blocks import CHUNK, LAYOUTS, BlockLayout, Place
+from rlx.backends.cpu.kernels.formats_tables import TABLE_LAYOUTS
 from rlx.core.dtype import DType, bf16, f16, f32
 
 Bytes = NDArray[np.uint8]
@@ -47,6 +49,11 @@ class WeightFormat:
     row: Callable[[Emit, Place, Val], list[Val]]
     chunk: int = 1
     layout: BlockLayout | None = None
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether there is an integer form of products."""
+        return self.layout is not None and self.layout.has_integer_form
 
     @contextmanager
     def chunks(self, e: Emit, weight: Val, blocks: Val) -> Generator[tuple[Place, Val]]:
@@ -152,6 +159,6 @@ FORMATS: dict[str, WeightFormat] = {
         _plain(f32, F32, lambda e, x: x),
         _plain(f16, I16, lambda e, x: e.half_to_float(x)),
         _plain(bf16, I16, lambda e, x: e.bf16_to_float(x)),
-        *(_quantised(name, layout) for name, layout in LAYOUTS.items()),
+        *(_quantised(name, layout) for name, layout in (LAYOUTS | TABLE_LAYOUTS).items()),
     )
 }

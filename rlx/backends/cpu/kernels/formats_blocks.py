@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from rlx.backends.cpu.emit import F32, I8, I16, I32, LANES, VI, Emit, Val, vec
 from rlx.backends.cpu.kernels.byte_ops import BYTES, lookup16
-from rlx.core.storage_blocks import BLOCK_FORMATS, BlockFormat, Bytes, Parts
+from rlx.core.block_format import BlockFormat, Bytes, Parts
+from rlx.core.storage_blocks import BLOCK_FORMATS
 
 CHUNK = 32
 """k of a chunk, for which a scale holds, or one for each half."""
@@ -45,16 +46,21 @@ class Place:
 class Scales:
     """The scales of a chunk: `w = scale * u + minimum`, or with integers for the chunk or each half of 16 k of it:
 
-    `w = scale * scales[half] * u + minimum * minimums[half]`.
+    `w = scale * scales[half] * u + minimum * minimums[half]`,
+
+    or with a scale for each half that is no integer, `w = half_scales[half] * u`.
     """
 
     scale: Val
     minimum: Val | None = None
     scales: Sequence[Val] = ()
     minimums: Sequence[Val] = ()
+    half_scales: Sequence[Val] = ()
 
     def of_half(self, half: int) -> tuple[Val, Val | None]:
         """Float32 scale and minimum of k 0..15 or 16..31."""
+        if self.half_scales:
+            return self.half_scales[half], None
         scale = self.scale * self.scales[half % len(self.scales)].to_float() if self.scales else self.scale
         if self.minimum is None or not self.minimums:
             return scale, self.minimum
@@ -118,6 +124,8 @@ class BlockLayout:
         side: integers of the sides, uint8 [blocks, chunks, columns], where there are any.
         columns: how many a side has.
         shared: one word for each block after the factors, uint32 [blocks], where there is one.
+        number: a level (i32) to its value, where that is no integer; such a layout has no integer form.
+        has_integer_form: whether the kernels may multiply the levels as integers.
     """
 
     fmt: BlockFormat
@@ -125,6 +133,8 @@ class BlockLayout:
     side: Callable[[Parts], Bytes] | None = None
     columns: int = 0
     shared: Callable[[Parts], NDArray[np.uint32]] | None = None
+    number: Callable[[Emit, Val], Val] | None = None
+    has_integer_form: bool = True
 
     @property
     def planes(self) -> list[int]:
@@ -134,7 +144,7 @@ class BlockLayout:
     @property
     def head_bytes(self) -> int:
         """Bytes before the sides."""
-        return LANES * ((2 * len(self.fmt.halves) or 1) + (4 if self.shared else 0))
+        return LANES * (self.fmt.head_bytes + (4 if self.shared else 0))
 
     @property
     def chunk_bytes(self) -> int:
@@ -157,19 +167,34 @@ class BlockLayout:
         return self.quants_start + self.chunks * self.chunk_bytes
 
     @property
+    def looks_up(self) -> bool:
+        """Whether the levels are indices into `values`."""
+        return bool(self.fmt.table) and self.number is None
+
+    @property
     def values(self) -> tuple[int, ...]:
-        """The table raised so that no value is negative."""
-        return tuple(value + self.zero for value in self.fmt.table)
+        """The table raised so that no value is negative, repeated up to 16 values."""
+        raised = tuple(int(value + self.zero) for value in self.fmt.table)
+        return raised * max(1, 16 // len(raised))
 
     @property
     def zero(self) -> int:
         """The unsigned byte that stands for 0: 0 or a power of two, which activations can be shifted to."""
-        return 1 << (-min(self.fmt.table) - 1).bit_length() if self.fmt.table else self.fmt.zero
+        if not self.fmt.table:
+            return self.fmt.zero
+        lowest = int(-min(self.fmt.table))
+        return 1 << (lowest - 1).bit_length() if lowest > 0 else 0
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of a level without its scale."""
+        levels = self.values if self.looks_up else (0, (1 << self.fmt.bits) - 1)
+        return max(abs(level - self.zero) for level in levels)
 
     @property
     def small(self) -> bool:
         """Whether the unsigned bytes stay below 128."""
-        return max(self.values) < 128 if self.fmt.table else self.fmt.bits < 8
+        return max(self.values) < 128 if self.looks_up else self.fmt.bits < 8
 
     # ---- packing ----
 
@@ -185,8 +210,7 @@ class BlockLayout:
         return result.reshape(-1)
 
     def _pack_slab(self, blocks: Bytes, result: Bytes) -> None:
-        parts, halves = self.fmt.split(blocks), self.fmt.halves
-        factors = np.ascontiguousarray(blocks[:, halves[0] : halves[-1] + 2] if halves else blocks[:, :1])
+        parts, factors = self.fmt.split(blocks), self.fmt.head_of(blocks)
         end = _lay(result, factors.view(f"u{factors.shape[1]}"))
         if self.shared:
             _lay(result[..., end:], self.shared(parts)[:, None])
@@ -233,12 +257,12 @@ class BlockLayout:
     def bytes_of(self, r: Reader, w: int) -> Val:
         """`word` for all 16 rows, through the table where there is one."""
         word = self.word(r, w)
-        return lookup16(r.e, self.values, word) if self.fmt.table else word
+        return lookup16(r.e, self.values, word) if self.looks_up else word
 
     def floats(self, e: Emit, place: Place, k: int) -> Val:
         """Element k of a chunk of 16 rows."""
         reader = Reader(e, place, None)
-        u = ((self.bytes_of(reader, k // 4) >> (8 * (k % 4))) & 255).to_float()
+        u = (self.bytes_of(reader, k // 4) >> (8 * (k % 4))) & 255
         return self._value(e, u, *self.read(reader).of_half(k // 16))
 
     def row(self, e: Emit, place: Place, lane: Val) -> list[Val]:
@@ -247,18 +271,20 @@ class BlockLayout:
         words = e.typed(0, VI)
         for w in range(8):
             words = Val(e, e.b.insert_element(words.v, self.word(reader, w).v, e.typed(w, I32).v))
-        if self.fmt.table:
+        if self.looks_up:
             words = lookup16(e, self.values, words)
         u, scales = words.bitcast(vec(I8, 64)), self.read(reader)
         halves: list[Val] = []
         for half in range(2):
             scale, minimum = scales.of_half(half)
             bottom = minimum if minimum is None else e.splat(minimum)
-            halves.append(self._value(e, e.part(u, 16 * half, 16).zext(I32).to_float(), e.splat(scale), bottom))
+            halves.append(self._value(e, e.part(u, 16 * half, 16).zext(I32), e.splat(scale), bottom))
         return halves
 
     def _value(self, e: Emit, u: Val, scale: Val, minimum: Val | None) -> Val:
-        signed = u - float(self.zero) if self.zero else u
+        if self.number is not None:
+            return self.number(e, u) * scale
+        signed = u.to_float() - float(self.zero) if self.zero else u.to_float()
         return signed * scale if minimum is None else e.fma(signed, scale, minimum)
 
     def integer(self, e: Emit, place: Place) -> IntegerChunk:

@@ -41,7 +41,7 @@ def _why_not(quantised: bool) -> When:
             return f"there is no layout for {weight.dtype} weights"
         if (x.dtype.name in ACTIVATION_TERMS) != quantised:
             return f"x is {x.dtype}"
-        if quantised and FORMATS[weight.dtype.name].layout is None:
+        if quantised and not FORMATS[weight.dtype.name].has_integers:
             return f"a {weight.dtype} weight has no integer form"
         if quantised and x.dtype != (needed := activation_format(weight.dtype, ACTIVATION_TERMS[x.dtype.name])):
             return f"x is {x.dtype}, and a {weight.dtype} weight takes {needed}"

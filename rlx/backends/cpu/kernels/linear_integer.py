@@ -125,8 +125,12 @@ def _sum_minimums(e: Emit, layout: BlockLayout, rows: Sequence[Val], weight: Val
 
 
 def _scale_whole(e: Emit, layout: BlockLayout, chunk: IntegerChunk, x: Sequence[Val], sums: Sequence[Var]) -> None:
-    """A chunk with one integer scale; `x` are the addresses of its activations. Such formats have no zero."""
-    dots = _dots(e, layout, chunk.words, 0, x, [e.typed(0, VI)] * len(x))
+    """A chunk with one integer scale; `x` are the addresses of its activations."""
+    starts = [e.typed(0, VI)] * len(x)
+    if chunk.zero:
+        halves = [[_start(e, row, CHUNK + 4 * half, chunk.zero / 32) for row in x] for half in range(2)]
+        starts = [low + high for low, high in zip(*halves, strict=True)]
+    dots = _dots(e, layout, chunk.words, 0, x, starts)
     for dot, total in zip(dots, sums, strict=True):
         total.set(total.get() + dot * chunk.scales.scales[0])
 
@@ -134,7 +138,7 @@ def _scale_whole(e: Emit, layout: BlockLayout, chunk: IntegerChunk, x: Sequence[
 def _scale_halves(e: Emit, layout: BlockLayout, chunk: IntegerChunk, x: Sequence[Val], sums: Sequence[Var]) -> None:
     """A chunk with integer scales of both halves."""
     scales, halves = chunk.scales.scales, list[list[Val]]()
-    paired = (1 << layout.fmt.bits) - 1 <= PAIRED_LEVEL
+    paired = layout.largest <= PAIRED_LEVEL
     for half, words in enumerate((chunk.words[:4], chunk.words[4:])):
         starts = [e.typed(0, VI)] * len(x)
         if chunk.zero:
