@@ -10,7 +10,6 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 
-from rlx.backends.cpu.llvm import binding
 from rlx.errors import OptionError
 
 _AVX2 = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "popcnt", "lzcnt", "movbe")
@@ -50,6 +49,8 @@ class Host:
 @cache
 def host() -> Host:
     """The machine this process runs on."""
+    from rlx.backends.cpu.llvm import binding
+
     library = binding()
     flags: dict[str, bool] = library.get_host_cpu_features()
     features = frozenset(name for name, on in flags.items() if on)
