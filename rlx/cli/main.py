@@ -99,8 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _chosen_exit(error: BaseException) -> int | None:
     """The exit code of a `typer.Exit`, which typer itself does not see when the command line was plain."""
-    typer = sys.modules.get("typer")
-    return error.exit_code if typer is not None and isinstance(error, typer.Exit) else None
+    if "typer" not in sys.modules:
+        return None
+    import typer
+
+    return error.exit_code if isinstance(error, typer.Exit) else None
 
 
 def run() -> NoReturn:
