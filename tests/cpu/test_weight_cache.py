@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from rlx.backends.cpu import background, disk_cache, weight_cache, weight_file
-from rlx.backends.cpu import module as cpu_module
+from rlx.backends.cpu.kernels import formats
 from rlx.backends.cpu.kernels.formats import FORMATS, pack_rows16
 from rlx.backends.cpu.weight_cache import PackedTensor, entry_key, load, packing_version, save
 from rlx.backends.cpu.weight_file import PAGE, WINDOW
@@ -358,12 +358,12 @@ def test_a_warm_start_packs_nothing(model_path: Path, empty_cache: Path, monkeyp
     cold, cached = logits(model_path)
     assert not cached
     assert len(files(empty_cache)) == 1
-    pack = cpu_module.pack_rows16
+    pack = formats.pack_rows16
 
     def only_probes(dtype: Any, raw: Any, shape: tuple[int, ...]) -> Any:
         return pack(dtype, raw, shape) if shape[0] == 35 else refuse()
 
-    monkeypatch.setattr(cpu_module, "pack_rows16", only_probes)
+    monkeypatch.setattr(formats, "pack_rows16", only_probes)
     warm, cached = logits(model_path)
     assert cached
     assert np.array_equal(warm, cold)
