@@ -1,9 +1,9 @@
 """`rlx cache list | clear | verify`: what RLX keeps on disk.
 
-In: an action and which entries. Out: a table or JSON of the entries listed, freed or found damaged. Three kinds:
+In: an action and which entries. Out: a table or JSON of the entries listed, freed or found damaged. Four kinds:
 `models` (fetched packages, `rlx/io/model_cache.py`), `objects` (compiled code) and `weights` (packed weights), both of
-`rlx/backends/cpu/`. Nothing outside of the cache folder is touched: links are not followed, and files with other names
-than RLX gives are left alone.
+`rlx/backends/cpu/`, and `starts` (what a start found out, `rlx/runtime/start_cache.py`). Nothing outside of the cache
+folder is touched: links are not followed, and files with other names than RLX gives are left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rlx.config import settings
 from rlx.errors import OptionError
 
 UNFINISHED = "(unfinished)"
-KINDS = ("models", "objects", "weights")
+KINDS = ("models", "objects", "weights", "starts")
 _AGE_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -39,7 +39,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model's folder, a compiled object, or a file of packed weights. Times are seconds since 1970."""
+    """A model's folder, a compiled object, a file of packed weights, or a start. Times are seconds since 1970."""
 
     kind: str
     name: str
@@ -54,7 +54,8 @@ def cache_command(
     models: Annotated[bool, typer.Option("--models", help="Fetched models.")] = False,
     objects: Annotated[bool, typer.Option("--objects", help="Compiled objects.")] = False,
     weights: Annotated[bool, typer.Option("--weights", help="Packed weights.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="All three (what list and verify do anyway).")] = False,
+    starts: Annotated[bool, typer.Option("--starts", help="What a start of a model found out.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All of them (what list and verify do anyway).")] = False,
     older_than: Annotated[
         str | None, typer.Option(metavar="AGE", help="Only what was not used for so long: 90m, 12h, 30d, 4w.")
     ] = None,
@@ -63,20 +64,22 @@ def cache_command(
     ] = False,
     json_output: flags.JsonOption = False,
 ) -> None:
-    """List, clear or verify what RLX keeps on disk: fetched models, compiled objects, packed weights.
+    """List, clear or verify what RLX keeps on disk: fetched models, compiled objects, packed weights, starts.
 
-    All of it can be removed at any time, while RLX runs too; the next start makes or fetches it again. Objects and
-    weights are bounded by RLX_CACHE_LIMIT without this command. Exit code 1 if something is damaged, or could not be
+    All of it can be removed at any time, while RLX runs too; the next start makes or fetches it again. All but the
+    models are bounded by RLX_CACHE_LIMIT without this command. Exit code 1 if something is damaged, or could not be
     removed.
 
     Example: rlx cache list
 
     Example: rlx cache clear --weights --older-than 30d
     """
-    chosen = [kind for kind, on in zip(KINDS, (models, objects, weights), strict=True) if on]
+    chosen = [kind for kind, on in zip(KINDS, (models, objects, weights, starts), strict=True) if on]
     if action is Action.CLEAR and not chosen and not everything:
         raise OptionError(
-            "say what to clear", expected="--models, --objects, --weights or --all", fix="rlx cache list shows it"
+            "say what to clear",
+            expected="--models, --objects, --weights, --starts or --all",
+            fix="rlx cache list shows it",
         )
     if repair and action is not Action.VERIFY:
         raise OptionError("--repair goes with verify", fix="rlx cache verify --repair")
@@ -140,7 +143,7 @@ def _list(folder: Path, found: Sequence[Entry], json_output: bool) -> None:
         return
     _show(folder, found)
     made = sum(entry.bytes for entry in found if entry.kind != "models")
-    write_text(f"\n{_count(found)}; objects and weights {bytes_text(made)} of at most {bytes_text(limit)}\n")
+    write_text(f"\n{_count(found)}; objects, weights and starts {bytes_text(made)} of at most {bytes_text(limit)}\n")
 
 
 def _clear(folder: Path, found: Sequence[Entry], json_output: bool) -> None:
@@ -190,9 +193,10 @@ def _verify(folder: Path, found: Sequence[Entry], repair: bool, json_output: boo
 
 
 def _is_whole(entry: Entry) -> bool:
-    """Objects and weights by the checksum of all their bytes, models by the sizes of their receipt."""
+    """Models by the sizes of their receipt, all else by the checksum of all bytes."""
     from rlx.backends.cpu import object_cache, weight_file
     from rlx.io.model_cache import find_entry
+    from rlx.runtime import start_cache
 
     path = Path(entry.path)
     if entry.name == UNFINISHED:
@@ -203,6 +207,8 @@ def _is_whole(entry: Entry) -> bool:
                 return find_entry(path) is not None
             case "objects":
                 return object_cache.is_whole(path.read_bytes())
+            case "starts":
+                return start_cache.is_whole(path)
             case _:
                 return weight_file.is_whole(path)
     except FileNotFoundError:  # removed by another process meanwhile: nothing that is damaged

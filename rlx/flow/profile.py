@@ -9,7 +9,6 @@ Next: `flow.py`, which carries a profile to the blocks; `rlx/compiler.py`, which
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -89,6 +88,8 @@ class Profile:
         Raises:
             OptionError: the text is not TOML, a key is unknown, or a value is not allowed.
         """
+        import tomllib
+
         try:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:

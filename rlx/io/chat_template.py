@@ -109,10 +109,13 @@ class UnparsedTemplate:
     """The template of a model before anyone chats with it: it is parsed when it is first rendered.
 
     Most runs only generate, and the template engine takes longer to import than the template to parse.
+
+    Attributes:
+        parts: the arguments of `ChatTemplate`.
     """
 
     def __init__(self, source: str, bos_token: str | None, eos_token: str | None) -> None:
-        self._parts = (source, bos_token, eos_token)
+        self.parts = (source, bos_token, eos_token)
         self._template: ChatTemplate | None = None
 
     def parsed(self) -> ChatTemplate:
@@ -122,7 +125,7 @@ class UnparsedTemplate:
             ChatTemplateError: it does not parse.
         """
         if self._template is None:
-            self._template = ChatTemplate(*self._parts)
+            self._template = ChatTemplate(*self.parts)
         return self._template
 
     def render(

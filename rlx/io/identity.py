@@ -46,7 +46,7 @@ def identity_of(name: str, files: Sequence[MappedFile], tensors: Iterable[Tensor
     parts: list[bytes] = []
     for file in files:
         parts.append(f"{file.size} {file.modified_ns}\n".encode())
-        for offset in _sample_offsets(file.size):
+        for offset in sample_offsets(file.size):
             parts.append(file.buffer[offset : offset + SAMPLE_BYTES])
             file.release(offset, SAMPLE_BYTES)
     parts += [f"{info.name!r} {info.dtype} {info.shape} {info.offset}\n".encode() for info in tensors]
@@ -54,7 +54,7 @@ def identity_of(name: str, files: Sequence[MappedFile], tensors: Iterable[Tensor
     return Identity(hashlib.sha256(b"".join(parts)).hexdigest(), name)
 
 
-def _sample_offsets(size: int) -> list[int]:
+def sample_offsets(size: int) -> list[int]:
     """Places from the first page to the last, evenly apart."""
     last = (size - 1) // SAMPLE_BYTES
     return sorted({last * index // (SAMPLES - 1) * SAMPLE_BYTES for index in range(SAMPLES)})

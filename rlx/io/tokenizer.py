@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +46,7 @@ END_OF_TURN = frozenset(
     )
 )
 
+_SETS = ("eos_ids", "special_ids", "added_ids")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -75,6 +77,20 @@ class TokenizerFacts:
     leading_space: bool = False
     symbols: Sequence[str] = field(default=(), repr=False)
 
+    def to_plain(self) -> dict[str, Any]:
+        """All but the symbols, as values that JSON holds."""
+        plain = {slot.name: getattr(self, slot.name) for slot in fields(self) if slot.name != "symbols"}
+        sets = {name: sorted(plain[name]) for name in _SETS}
+        return {**plain, **sets}
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any], symbols: Sequence[str]) -> TokenizerFacts:
+        """What `to_plain` was made of, with these symbols."""
+        given: dict[str, Any] = dict(plain)
+        given |= {name: frozenset(plain[name]) for name in _SETS}
+        given |= {name: tuple(plain[name]) for name in ("prefix_ids", "suffix_ids")}
+        return TokenizerFacts(**given, symbols=symbols)
+
 
 class Tokenizer:
     """A vocabulary with its rules.
@@ -84,16 +100,35 @@ class Tokenizer:
         eos_ids: tokens that end a text or a turn.
         special_ids: control tokens.
         vocab_size: number of ids.
-        backend: the `tokenizers.Tokenizer`.
         facts: what its builder found out.
+
+    Args:
+        backend: the `tokenizers.Tokenizer`, or what makes it when it is first needed.
+        facts: what is known of the vocabulary; with its symbols if `backend` is still to be made.
+        small: gives a backend for one text that encodes it as the whole one would, or None.
     """
 
-    def __init__(self, backend: Any, facts: TokenizerFacts) -> None:
-        self.backend, self.facts = backend, facts
+    def __init__(
+        self,
+        backend: Any | Callable[[], Any],
+        facts: TokenizerFacts,
+        small: Callable[[str], Any | None] | None = None,
+    ) -> None:
+        self._backend: Any = None if callable(backend) else backend
+        self._make, self._small, self.facts = backend, small, facts
+        self._lock = threading.Lock()
         self.bos_id, self.eos_ids, self.special_ids = facts.bos_id, facts.eos_ids, facts.special_ids
-        self.vocab_size: int = len(facts.symbols) or int(backend.get_vocab_size(with_added_tokens=True))
+        self.vocab_size: int = len(facts.symbols) or int(self.backend.get_vocab_size(with_added_tokens=True))
         self._bytes: dict[int, bytes] = {}
         self._literal: Any = None
+
+    @property
+    def backend(self) -> Any:
+        """The `tokenizers.Tokenizer` with the whole vocabulary."""
+        with self._lock:
+            if self._backend is None:
+                self._backend = self._make()
+            return self._backend
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The token ids of a text.
@@ -107,7 +142,7 @@ class Tokenizer:
         Raises:
             InputError: the text is not a string or holds half a surrogate pair.
         """
-        backend = self.backend if parse_special else self._literal_backend()
+        backend = self._backend_for(text) if parse_special else self._literal_backend()
         try:
             ids: list[int] = backend.encode(text, add_special_tokens=add_special and self.facts.post_process).ids
         except (TypeError, UnicodeEncodeError):
@@ -117,6 +152,13 @@ class Tokenizer:
         if add_special and not self.facts.post_process:
             return [*self.facts.prefix_ids, *ids, *self.facts.suffix_ids]
         return ids
+
+    def _backend_for(self, text: str) -> Any:
+        if self._backend is None and self._small is not None:
+            backend = self._small(text)
+            if backend is not None:
+                return backend
+        return self.backend
 
     def _literal_backend(self) -> Any:
         """A second tokenizer over the same model that does not recognise control tokens."""

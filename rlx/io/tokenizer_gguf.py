@@ -6,7 +6,8 @@ fallback). Source: docs/gguf.md of the ggml project and llama.cpp's llama-vocab.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from rlx.errors import TokenizerError
 from rlx.io.checkpoint import Checkpoint
+from rlx.io.gguf import GGUFFile, open_gguf
 from rlx.io.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from rlx.io.string_array import StringArray
 from rlx.io.tokenizer import END_OF_TURN, Tokenizer, TokenizerFacts
+from rlx.io.tokenizer_index import Arrays, SmallVocabularies, VocabularyIndex, index_arrays
 
 # tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
@@ -114,17 +117,25 @@ def _facts(description: _Description, **how: Any) -> TokenizerFacts:
 
 
 def _byte_level(description: _Description) -> Tokenizer:
-    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
-
     rules = _pre_tokenizer(description)
     backend = _backend(description, _listed_merges(description), ignore_merges=rules.ignore_merges)
+    _follow_rules(backend, rules)
+    return Tokenizer(backend, _byte_level_facts(description, rules))
+
+
+def _byte_level_facts(description: _Description, rules: PreTokenizer) -> TokenizerFacts:
+    return _facts(description, style="byte_level", add_bos=rules.add_bos)
+
+
+def _follow_rules(backend: Any, rules: PreTokenizer) -> None:
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
     if rules.nfc:
         backend.normalizer = normalizers.NFC()
     splits: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rules.patterns]
     splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
     backend.decoder = decoders.ByteLevel()
-    return Tokenizer(backend, _facts(description, style="byte_level", add_bos=rules.add_bos))
 
 
 def _pre_tokenizer(description: _Description) -> PreTokenizer:
@@ -146,23 +157,30 @@ def _listed_merges(description: _Description) -> list[tuple[str, str]]:
 
 
 def _sentencepiece(description: _Description) -> Tokenizer:
-    from tokenizers import decoders, normalizers
-
     leading_space = description.flag("add_space_prefix", True)
     unknown = description.token_id("unknown_token_id")
-    backend = _backend(
-        description,
-        _scored_merges(description),
-        byte_fallback=True,
-        fuse_unk=True,
-        unk_token=None if unknown is None else description.tokens[unknown],
-    )
+    unknown_token = None if unknown is None else description.tokens[unknown]
+    backend = _backend(description, _scored_merges(description), **_fallback(unknown_token))
+    _follow_sentencepiece(backend, leading_space)
+    return Tokenizer(backend, _sentencepiece_facts(description, leading_space))
+
+
+def _sentencepiece_facts(description: _Description, leading_space: bool) -> TokenizerFacts:
+    return _facts(description, style="sentencepiece", add_bos=True, leading_space=leading_space)
+
+
+def _fallback(unknown_token: str | None) -> dict[str, Any]:
+    return {"byte_fallback": True, "fuse_unk": True, "unk_token": unknown_token}
+
+
+def _follow_sentencepiece(backend: Any, leading_space: bool) -> None:
+    from tokenizers import decoders, normalizers
+
     steps: list[Any] = [normalizers.Prepend(_SPACE)] if leading_space else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
     backend.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return Tokenizer(backend, _facts(description, style="sentencepiece", add_bos=True, leading_space=leading_space))
 
 
 def _scored_merges(description: _Description) -> list[tuple[str, str]]:
@@ -184,22 +202,74 @@ def _scored_merges(description: _Description) -> list[tuple[str, str]]:
 
 
 def _backend(description: _Description, merges: Sequence[tuple[str, str]], **options: Any) -> Any:
-    from tokenizers import AddedToken, models
-    from tokenizers import Tokenizer as Backend
-
     tokens = description.tokens
     vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     try:
-        backend: Any = Backend(models.BPE(vocabulary, merges, **options))
+        return _bpe(vocabulary, merges, _added(description), **options)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises plain Exception, and a panic that is none
         raise description.error("merges", "the vocabulary and its merges do not fit together", str(error)) from None
+
+
+def _added(description: _Description) -> list[tuple[str, bool]]:
+    """The tokens that are found in a text before all else, and whether each is special."""
     special = set(description.ids_of_type(_CONTROL, _UNKNOWN))
-    added = [
-        AddedToken(tokens[index], special=index in special, normalized=False)
-        for index in description.ids_of_type(_CONTROL, _UNKNOWN, _USER_DEFINED)
-        if tokens[index]
-    ]
-    backend.add_tokens(added)
+    ids = description.ids_of_type(_CONTROL, _UNKNOWN, _USER_DEFINED)
+    return [(description.tokens[index], index in special) for index in ids if description.tokens[index]]
+
+
+def _bpe(
+    vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], added: Sequence[tuple[str, bool]], **options: Any
+) -> Any:
+    from tokenizers import AddedToken, models
+    from tokenizers import Tokenizer as Backend
+
+    backend: Any = Backend(models.BPE(vocabulary, merges, **options))
+    backend.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in added])
     return backend
+
+
+def index_of(file: GGUFFile) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+    """What `indexed` needs of a file: plain values for JSON, and arrays. None for a vocabulary that has no index.
+
+    Raises:
+        TokenizerError: as for `build`.
+    """
+    description = _Description(file)
+    model = description.text("model")
+    if model == "gpt2":
+        rules = _pre_tokenizer(description)
+        merges, facts = _listed_merges(description), _byte_level_facts(description, rules)
+        plain: dict[str, Any] = {"pre": description.text("pre")}
+    elif model == "llama":
+        facts = _sentencepiece_facts(description, description.flag("add_space_prefix", True))
+        unknown = description.token_id("unknown_token_id")
+        merges = _scored_merges(description)
+        plain = {"unknown_token": None if unknown is None else description.tokens[unknown]}
+    else:
+        return None
+    always = description.ids_of_type(_CONTROL, _UNKNOWN, _USER_DEFINED, _BYTE)
+    arrays = index_arrays(description.tokens, merges, always)
+    if arrays is None:
+        return None
+    return {**plain, "facts": facts.to_plain(), "added": _added(description)}, arrays
+
+
+def indexed(plain: Mapping[str, Any], arrays: Arrays, path: Path) -> Tokenizer:
+    """The tokenizer whose file was described by `index_of`: it reads the file when the whole vocabulary is needed."""
+    index = VocabularyIndex(arrays)
+    facts = TokenizerFacts.from_plain(plain["facts"], index.strings)
+
+    def make(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+        if facts.style == "byte_level":
+            rules = PRE_TOKENIZERS[plain["pre"]]
+            backend = _bpe(vocabulary, merges, plain["added"], ignore_merges=rules.ignore_merges)
+            _follow_rules(backend, rules)
+        else:
+            backend = _bpe(vocabulary, merges, plain["added"], **_fallback(plain["unknown_token"]))
+            _follow_sentencepiece(backend, facts.leading_space)
+        return backend
+
+    small = SmallVocabularies(index, facts.style == "byte_level", make)
+    return Tokenizer(lambda: build(open_gguf(path)).backend, facts, small.backend_for)

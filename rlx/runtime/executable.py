@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.backends.cpu.codegen import assembly, emit_module
-from rlx.backends.cpu.module import CpuModule
+from rlx.backends.cpu.module import CpuModule, empty
 from rlx.backends.cpu.target import Target
 from rlx.compiler import Stages, level_of, to_text
 from rlx.core.bind import bind_inputs, concrete_shape
 from rlx.core.graph import Graph
 from rlx.core.type import numpy_shape
-from rlx.lir.program import Buffer, Program
+from rlx.lir.program import Program
 
 Array = NDArray[Any]
 
@@ -123,8 +123,3 @@ class Interpreted:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def empty(buffer: Buffer, dims: Mapping[str, int]) -> Array:
-    """An uninitialised array for a buffer."""
-    return np.empty(numpy_shape(buffer.type, concrete_shape(buffer.type, dims)), buffer.type.dtype.numpy)

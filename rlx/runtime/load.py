@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from rlx.runtime.executable import Executable, Interpreted
     from rlx.runtime.model import Model
     from rlx.runtime.session import Session
+    from rlx.runtime.warm_start import KeptStart, Parts
 
 KV_BUDGET = 1 << 30
 """Bytes of KV cache up to which there is room for several full contexts; one always fits."""
@@ -62,37 +62,60 @@ def load(
     Raises:
         RlxError: the subclass says what is wrong: the reference, the file, the architecture, an option.
     """
-    from rlx.io.reference import open_model, resolve
-    from rlx.models.registry import recipe_for
+    from rlx.io.reference import resolve
     from rlx.runtime.model import Model
+    from rlx.runtime.warm_start import kept_start
 
     chosen = merged_profile(profile, precision, target, kv_cache)
     if context is not None and context < 1:
         raise OptionError("a context holds at least one token", found=context, expected="1 or more")
     path = resolve(str(reference), progress)
     start = time.perf_counter()
+    kept = kept_start(path, chosen, context)
+    parts = kept.load(checked_threads(threads)) if kept is not None else None
+    if parts is None:
+        parts = _parts(path, chosen, context, threads, kept)
+    info = {
+        **parts.facts,
+        "path": str(path),
+        **session_info(parts.session, chosen),
+        "load_seconds": time.perf_counter() - start,
+    }
+    return Model(_name(str(reference), path), parts.session, parts.tokenizer, parts.template, info)
+
+
+def _parts(path: Path, profile: Profile, context: int | None, threads: int | None, kept: KeptStart | None) -> Parts:
+    """The parts of a model, made from its files; `kept` has them written down for the next start."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rlx.io.reference import open_model
+    from rlx.models.registry import recipe_for
+    from rlx.runtime.warm_start import Parts
+
     checkpoint = open_model(path)
     recipe = recipe_for(checkpoint, context)
     length = context or min(recipe.context_length, DEFAULT_CONTEXT)
     # building a tokenizer takes as long as packing the weights, and both leave the interpreter to others
     with ThreadPoolExecutor(1, thread_name_prefix="rlx-tokenizer") as executor:
         text_side = executor.submit(_text_side, checkpoint)
-        session = start_session(recipe.flow, recipe.weights, recipe.vocab_size, length, profile=chosen, threads=threads)
+        session = start_session(
+            recipe.flow, recipe.weights, recipe.vocab_size, length, profile=profile, threads=threads
+        )
         try:
             tokenizer, template = text_side.result()
         except BaseException:
             session.close()
             raise
-    info = {
+    facts = {
         "architecture": recipe.architecture,
         "parameters": sum(_elements(t.shape) for t in checkpoint.tensors.values()),
         "file_bytes": sum(t.nbytes for t in checkpoint.tensors.values()),
         "context_length": length,
-        "path": str(path),
-        **session_info(session, chosen),
-        "load_seconds": time.perf_counter() - start,
     }
-    return Model(_name(str(reference), path), session, tokenizer, template, info)
+    parts = Parts(session, tokenizer, template, facts)
+    if kept is not None:
+        session.keep_later(kept.keep(parts, checkpoint))
+    return parts
 
 
 def start_session(
@@ -134,7 +157,7 @@ def start_session(
         per_context = -(-context // derived.page_size)
         affordable = KV_BUDGET // max(1, derived.bytes_per_page)
         num_pages = max(per_context, min(CONTEXTS_AT_ONCE * per_context, affordable))
-    return Session(derived, module, vocab_size, num_pages, context)
+    return Session(module, vocab_size, derived.page_size, num_pages, context)
 
 
 def compile(
@@ -238,7 +261,7 @@ def session_info(session: Session, profile: Profile) -> dict[str, object]:
         "target": module.target.name,
         "compile_seconds": module.compile_seconds,
         "cache": "warm" if module.cached else "cold",
-        "kv_cache": str(session.derived.cache_dtype),
+        "kv_cache": session.cache_format,
         "kv_cache_bytes": session.cache_bytes,
         "page_size": session.page_size,
     }

@@ -5,7 +5,7 @@ In: prompt tokens and options. Out: the tokens so far, the end, the times. `engi
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,7 +17,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 def _new_id() -> str:
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.backends.cpu.module import CpuModule
+from rlx.backends.cpu.background import Background
+from rlx.backends.cpu.module import CpuModule, empty
 from rlx.core.bind import concrete_shape
 from rlx.core.dtype import DType
 from rlx.errors import InputError, RlxError
-from rlx.hir.derive_step import DerivedStep
 from rlx.lir.program import ALIGNMENT
-from rlx.runtime.executable import empty
 
 Ints = NDArray[np.int32]
 
@@ -27,9 +26,9 @@ class Session:
     """One loaded step program.
 
     Args:
-        derived: the step graph and its caches.
-        module: the loaded program.
+        module: the loaded step program.
         vocab_size: logits of a row.
+        page_size: positions of a page.
         num_pages: pages of the cache.
         max_context: most positions of one sequence.
 
@@ -37,28 +36,46 @@ class Session:
         taps: the other outputs of the flow in the last run, a row for each of its tokens.
     """
 
-    def __init__(
-        self, derived: DerivedStep, module: CpuModule, vocab_size: int, num_pages: int, max_context: int
-    ) -> None:
-        self.derived, self.module = derived, module
-        self.vocab_size, self.num_pages, self.max_context = vocab_size, num_pages, max_context
-        self.page_size = derived.page_size
+    def __init__(self, module: CpuModule, vocab_size: int, page_size: int, num_pages: int, max_context: int) -> None:
+        self.module, self.vocab_size, self.page_size = module, vocab_size, page_size
+        self.num_pages, self.max_context = num_pages, max_context
         self._inputs = dict(module.program.inputs)
         buffers = module.program.buffers
         self._results = {name: index for name, index in module.program.outputs if buffers[index].kind == "output"}
         self.taps: dict[str, NDArray[Any]] = {}
         # zeros, so that masked slots of a page hold finite numbers; the system maps them when they are first written
         self._memory: dict[int, NDArray[Any]] = {}
-        for name, value in derived.graph.inputs:
-            if name.startswith(("k_cache.", "v_cache.")) and name in self._inputs:
-                shape = concrete_shape(value.type, {"N": num_pages})
-                self._memory[self._inputs[name]] = _aligned_zeros(value.type.dtype, shape)
+        for name, index in self._inputs.items():
+            if name.startswith(("k_cache.", "v_cache.")):
+                type_ = buffers[index].type
+                self._memory[index] = _aligned_zeros(type_.dtype, concrete_shape(type_, {"N": num_pages}))
         self._is_closed = False
+        self._later: Background | None = None
+
+    def keep_later(self, work: Background | None) -> None:
+        """Work that waits until this session is closed, at the latest."""
+        self._later = work
+
+    @property
+    def cache_format(self) -> str:
+        """Element type of the KV cache; "none" for a flow without attention."""
+        types = [self.module.program.buffers[index].type for index in self._memory]
+        return str(types[0].dtype) if types else "none"
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of the whole KV cache."""
         return sum(array.nbytes for array in self._memory.values())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The arguments that made it, apart from the program, by name."""
+        return {
+            "vocab_size": self.vocab_size,
+            "page_size": self.page_size,
+            "num_pages": self.num_pages,
+            "max_context": self.max_context,
+        }
 
     def run(
         self, tokens: Ints, positions: Ints, sequences: Ints, page_table: Ints, logit_rows: Ints
@@ -122,6 +139,8 @@ class Session:
             self._is_closed = True
             self.module.close()
             self._memory.clear()
+            if self._later is not None:
+                self._later.hurry()
 
 
 def _aligned_zeros(dtype: DType, shape: tuple[int, ...]) -> NDArray[Any]:

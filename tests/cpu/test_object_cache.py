@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx.backends.cpu import module as cpu_module
-from rlx.backends.cpu import object_cache
+from rlx.backends.cpu import codegen, object_cache
 from rlx.backends.cpu.backend import CpuBackend
 from rlx.backends.cpu.codegen import cache_key
 from rlx.backends.cpu.module import CpuModule
@@ -95,7 +94,7 @@ def test_a_warm_load_compiles_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: object) -> bytes:
         raise AssertionError("a warm load went to the compiler")
 
-    monkeypatch.setattr(cpu_module, "compile_module", refuse)
+    monkeypatch.setattr(codegen, "compile_module", refuse)
     warm = loaded(tmp_path)
     assert warm.module.cached
     assert warm.module.compile_seconds == 0.0

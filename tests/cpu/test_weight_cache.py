@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx.backends.cpu import disk_cache, weight_cache, weight_file
-from rlx.backends.cpu import module as cpu_module
+from rlx.backends.cpu import background, disk_cache, weight_cache, weight_file
+from rlx.backends.cpu.kernels import formats
 from rlx.backends.cpu.kernels.formats import FORMATS, pack_rows16
 from rlx.backends.cpu.weight_cache import PackedTensor, entry_key, load, packing_version, save
 from rlx.backends.cpu.weight_file import PAGE, WINDOW
@@ -333,7 +333,7 @@ def test_the_identity_of_a_file(tmp_path: Path) -> None:
 def model_path(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small model whose weights are kept although they are few, at once."""
     monkeypatch.setattr(weight_cache, "MIN_BYTES", 0)
-    monkeypatch.setattr(weight_cache, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(background, "PATIENCE_SECONDS", 0.0)
     path = tmp_path / "model.gguf"
     path.write_bytes(small_gguf())
     return path
@@ -358,12 +358,12 @@ def test_a_warm_start_packs_nothing(model_path: Path, empty_cache: Path, monkeyp
     cold, cached = logits(model_path)
     assert not cached
     assert len(files(empty_cache)) == 1
-    pack = cpu_module.pack_rows16
+    pack = formats.pack_rows16
 
     def only_probes(dtype: Any, raw: Any, shape: tuple[int, ...]) -> Any:
         return pack(dtype, raw, shape) if shape[0] == 35 else refuse()
 
-    monkeypatch.setattr(cpu_module, "pack_rows16", only_probes)
+    monkeypatch.setattr(formats, "pack_rows16", only_probes)
     warm, cached = logits(model_path)
     assert cached
     assert np.array_equal(warm, cold)
@@ -447,8 +447,8 @@ def test_weights_in_memory_are_not_kept(empty_cache: Path, monkeypatch: pytest.M
 
 def test_the_end_of_a_short_program_leaves_an_entry(model_path: Path, empty_cache: Path) -> None:
     code = (
-        "import sys, rlx; from rlx.backends.cpu import weight_cache; weight_cache.MIN_BYTES = 0;"
-        f"weight_cache.PATIENCE_SECONDS = 60.0; model = rlx.load({str(model_path)!r});"
+        "import sys, rlx; from rlx.backends.cpu import background, weight_cache; weight_cache.MIN_BYTES = 0;"
+        f"background.PATIENCE_SECONDS = 60.0; model = rlx.load({str(model_path)!r});"
         "print(model._program.module.weights_cached)"
     )
     outputs = [

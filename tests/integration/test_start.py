@@ -12,7 +12,7 @@ import pytest
 
 import rlx
 from rlx import Dim
-from rlx.backends.cpu import module as cpu_module
+from rlx.backends.cpu import codegen
 from rlx.core.dtype import i32
 from rlx.flow import DictWeights, ModelFlow
 from tests.integration.command import ROOT, environment
@@ -81,7 +81,7 @@ def test_the_second_start_compiles_nothing(empty_cache: Path, tmp_path: Path, mo
     def refuse(*_: Any) -> bytes:
         raise AssertionError("a warm start compiled")
 
-    monkeypatch.setattr(cpu_module, "compile_module", refuse)
+    monkeypatch.setattr(codegen, "compile_module", refuse)
     with rlx.load(path) as model:
         assert model.info["cache"] == "warm"
         assert model.info["compile_seconds"] == 0
@@ -116,13 +116,13 @@ def test_one_compilation_serves_every_length_and_batch(
     empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    compile_module = cpu_module.compile_module
+    compile_module = codegen.compile_module
 
     def counted(kernels: Any, target: Any) -> bytes:
         calls.append(len(kernels))
         return compile_module(kernels, target)
 
-    monkeypatch.setattr(cpu_module, "compile_module", counted)
+    monkeypatch.setattr(codegen, "compile_module", counted)
     recipe = recipe_of(write_folder(tmp_path, CASE.config, CASE.weights()))
     exe = rlx.compile(recipe.flow, recipe.weights, precision="exact", threads=2)
     for batch, length in ((1, 1), (1, 24), (3, 5), (2, 23), (5, 24)):

@@ -16,16 +16,12 @@ from rlx.backends.cpu import kernels, llvm
 from rlx.backends.cpu.emit import I64, PTR, Emit, Val, ir, set_width
 from rlx.backends.cpu.kernels.registry import Body, find
 from rlx.backends.cpu.native import emit_runtime
+from rlx.backends.cpu.native_code import function_name
 from rlx.backends.cpu.target import Target, runs_here
 from rlx.core.text import print_attrs
 from rlx.lir.program import Kernel
 
 _ = kernels.FAMILIES  # importing them fills the table
-
-
-def function_name(index: int, kernel: Kernel) -> str:
-    """The symbol of a kernel."""
-    return f"k{index}_{kernel.op}_{kernel.variant}"
 
 
 def emit_module(kernels_: Sequence[Kernel], target: Target) -> str:

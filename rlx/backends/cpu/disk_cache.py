@@ -1,7 +1,8 @@
-"""What the caches of objects and packed weights share: whole files or none, the time of last use, a bound on size.
+"""What the caches of objects, weights and starts share: whole files or none, the time of last use, a bound on size.
 
     <cache>/objects/<key>.o      compiled code (`object_cache.py`)
     <cache>/weights/<key>.bin    packed weights (`weight_cache.py`)
+    <cache>/starts/<key>.start   what a model's program is (`rlx/runtime/start_cache.py`)
 
 An entry is written to a temporary file beside its place and renamed, so that a reader never sees half of one, whatever
 ends the writer; what a killed writer leaves is swept away later. Removing an entry that another process has mapped is
@@ -14,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-Kind = Literal["objects", "weights"]
-SUFFIXES: dict[Kind, str] = {"objects": ".o", "weights": ".bin"}
+Kind = Literal["objects", "weights", "starts"]
+SUFFIXES: dict[Kind, str] = {"objects": ".o", "weights": ".bin", "starts": ".start"}
 
 STALE_SECONDS = 3600
 """Age from which a temporary file is taken for that of a writer that was killed; none writes for an hour."""
@@ -37,7 +37,7 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\..+")
 
 @dataclass(frozen=True, slots=True)
 class DiskEntry:
-    """A file of one of the two caches. Times are seconds since 1970."""
+    """A file of one of the caches. Times are seconds since 1970."""
 
     kind: Kind
     path: Path
@@ -63,6 +63,8 @@ def replacing(path: Path, *, durable: bool = False) -> Generator[IO[bytes]]:
     Raises:
         OSError: it cannot be written.
     """
+    import tempfile  # 10 ms of a start that writes nothing
+
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)
     try:

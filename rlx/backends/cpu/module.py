@@ -10,20 +10,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.backends.cpu import disk_cache, object_cache, weight_cache
-from rlx.backends.cpu.codegen import cache_key, compile_module, function_name, target_machine
-from rlx.backends.cpu.kernels.formats import pack_rows16
-from rlx.backends.cpu.llvm import binding
-from rlx.backends.cpu.native import STEP
+from rlx.backends.cpu import weight_cache
+from rlx.backends.cpu.native_code import NativeCode, function_name, load_code
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.threads import ThreadPool
-from rlx.core.type import TensorType
+from rlx.backends.cpu.words import STEP
+from rlx.core.bind import concrete_shape
+from rlx.core.type import TensorType, numpy_shape
 from rlx.errors import InputError, TensorShapeError
 from rlx.io.identity import Identity
 from rlx.lir.program import ALIGNMENT, Buffer, Program
@@ -52,6 +52,19 @@ class Weights(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What an earlier start of the same program left on disk, so that nothing is compiled or packed.
+
+    Attributes:
+        code: the loaded code.
+        weights: the bytes of every weight by its buffer, as the kernels read them.
+    """
+
+    code: NativeCode
+    weights: Mapping[int, NDArray[np.uint8]]
+
+
 def aligned(nbytes: int) -> NDArray[np.uint8]:
     """Uninitialised bytes that start on a cache line."""
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
@@ -63,9 +76,11 @@ class CpuModule:
     """One program, loaded and ready.
 
     Attributes:
+        code: the loaded code.
         compile_seconds: time spent in code generation and LLVM, 0 with a warm cache.
         cached: whether the code came from the object cache.
         weights_cached: whether the packed weights came from the weight cache.
+        weights_key: their key there; empty if they have none, or were given as `ready`.
     """
 
     def __init__(
@@ -77,27 +92,20 @@ class CpuModule:
         cache: Path | None,
         progress: Callable[[int, int], None] | None = None,
         cache_limit: int | None = None,
+        ready: Ready | None = None,
     ) -> None:
         self.program, self.target = program, target
         self._lock = threading.Lock()  # one run at a time: the tables are shared
-        start = time.perf_counter()
-        key = cache_key(program.kernels, target)
-        code = object_cache.load(cache, key) if cache else None
-        self.cached = code is not None
-        if code is None:
-            code = compile_module(program.kernels, target)
-            if cache and object_cache.save(cache, key, code) and cache_limit is not None:
-                disk_cache.trim(cache, cache_limit)
-        self.compile_seconds = 0.0 if self.cached else time.perf_counter() - start
-        names = [function_name(i, kernel) for i, kernel in enumerate(program.kernels)]
-        self._library, addresses = _link(code, key, target, [*names, "rlx_run", "rlx_worker"])
-        self._pool = ThreadPool(addresses["rlx_run"], addresses["rlx_worker"], threads, self._library)
+        self.code = ready.code if ready else load_code(program.kernels, target, cache, cache_limit)
+        self.cached, self.compile_seconds = self.code.cached, self.code.seconds
+        addresses = self.code.addresses
+        self._pool = ThreadPool(addresses["rlx_run"], addresses["rlx_worker"], threads, self.code.library)
         self._fault = np.zeros(8, np.int64)
         self._held: dict[int, Array] = {}
         self._external = {i for i, buffer in enumerate(program.buffers) if buffer.kind in ("input", "output")}
         self.weight_bytes = 0
-        self._build_tables([addresses[name] for name in names])
-        self._load_weights(weights, progress, cache, cache_limit)
+        self._build_tables([addresses[function_name(i, kernel)] for i, kernel in enumerate(program.kernels)])
+        self._load_weights(weights, ready, progress, cache, cache_limit)
         self._arena: NDArray[np.uint8] = aligned(0)
 
     @property
@@ -136,6 +144,7 @@ class CpuModule:
     def _load_weights(
         self,
         weights: Weights | None,
+        ready: Ready | None,
         progress: Callable[[int, int], None] | None,
         cache: Path | None,
         cache_limit: int | None,
@@ -143,10 +152,11 @@ class CpuModule:
         wanted = [(i, b) for i, b in enumerate(self.program.buffers) if b.kind in ("weight", "constant")]
         last_use = {buffer.name: i for i, buffer in wanted if buffer.kind == "weight"}
         packed = [(i, b) for i, b in wanted if b.kind == "weight" and b.layout]
-        key, source = _weights_key(weights, [buffer for _, buffer in packed]) if cache else ("", "")
+        known = ready is not None or cache is None
+        key, source = ("", "") if known else _weights_key(weights, [buffer for _, buffer in packed])
         arrays = weight_cache.load(cache, key, len(packed)) if cache and key else None
-        found = dict(zip((index for index, _ in packed), arrays or (), strict=False))
-        self.weights_cached = arrays is not None
+        found = ready.weights if ready else dict(zip((index for index, _ in packed), arrays or (), strict=False))
+        self.weights_cached, self.weights_key = ready is not None or arrays is not None, key
         for done, (index, buffer) in enumerate(wanted):
             if index in found:
                 array: Array = found[index]
@@ -162,7 +172,7 @@ class CpuModule:
         self._keeper = None
         if cache and key and arrays is None:
             kept = [self._held[index] for index, _ in packed]
-            self._keeper = weight_cache.KeepInBackground(cache, cache_limit, key, source, kept)
+            self._keeper = weight_cache.keep_in_background(cache, cache_limit, key, source, kept)
 
     # ---- running ----
 
@@ -240,18 +250,6 @@ class CpuModule:
             self._keeper.hurry()
 
 
-def _link(code: bytes, key: str, target: Target, symbols: list[str]) -> tuple[Any, dict[str, int]]:
-    """Load object code through ORC; gives what keeps it in memory, and the addresses."""
-    llvm = binding()
-    machine = target_machine(target)
-    jit = llvm.create_lljit_compiler(machine)
-    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
-    for symbol in symbols:
-        builder.export_symbol(symbol)
-    library = builder.link(jit, f"rlx_{key}")
-    return (jit, library), {symbol: int(library[symbol]) for symbol in symbols}
-
-
 def _weights_key(weights: Weights | None, packed: Sequence[Buffer]) -> tuple[str, str]:
     """The key of the packed weights and the name of their source; empty if they are not worth a file or unknown."""
     nbytes = sum(size for buffer in packed if isinstance(size := buffer.type.nbytes, int))
@@ -262,6 +260,8 @@ def _weights_key(weights: Weights | None, packed: Sequence[Buffer]) -> tuple[str
         weight_cache.PackedTensor(buffer.name, buffer.type.dtype.name, static_shape(buffer.type), buffer.layout)
         for buffer in packed
     ]
+    from rlx.backends.cpu.kernels.formats import pack_rows16
+
     return weight_cache.entry_key(identity, tensors, pack_rows16), identity.name
 
 
@@ -283,8 +283,15 @@ def packed_weight(buffer: Buffer, weights: Weights | None) -> Array:
         raise TensorShapeError(f"the weight {buffer.name} has another type", found=found, expected=buffer.type)
     raw, shape = weights.raw(buffer.name), static_shape(buffer.type)
     if buffer.layout == "rows16":
+        from rlx.backends.cpu.kernels.formats import pack_rows16
+
         return pack_rows16(buffer.type.dtype, raw, shape)
     return np.array(raw)  # a copy: the file may be unmapped, and small vectors are not worth keeping a page for
+
+
+def empty(buffer: Buffer, dims: Mapping[str, int]) -> Array:
+    """An uninitialised array for a buffer."""
+    return np.empty(numpy_shape(buffer.type, concrete_shape(buffer.type, dims)), buffer.type.dtype.numpy)
 
 
 def static_shape(type_: TensorType) -> tuple[int, ...]:

@@ -13,50 +13,14 @@ past what is done.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from rlx.backends.cpu.emit import I32, I64, PTR, Emit, Val, ir
 from rlx.backends.cpu.target import Target
+from rlx.backends.cpu.words import CLAIMED, LINE, READY, RUNNING, SLEEPING, STEP, WORDS
 
-LINE = 8  # words of a cache line
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """Positions in the shared state."""
-
-    go: int = 0  # number of the run that claimed workers may start
-    threads: int = 2 * LINE
-    steps: int = 2 * LINE + 1
-    count: int = 2 * LINE + 2
-    fault: int = 2 * LINE + 3
-    yield_now: int = 2 * LINE + 4  # address of sched_yield, or 0
-    stop: int = 3 * LINE
-    workers: int = 4 * LINE  # a line for each worker: state, run it is claimed for
-
-
-WORDS = Words()
-SLEEPING, READY, CLAIMED, RUNNING = 0, 1, 2, 3
 SPINS_BEFORE_YIELD = 4000
 CHUNKS_PER_THREAD = 1
-
-
-@dataclass(frozen=True, slots=True)
-class StepWords:
-    """Positions in a row of the step table, which is one cache line. `claimed` and `done` start a run at 0."""
-
-    function: int = 0
-    buffers: int = 1
-    sizes: int = 2
-    units: int = 3
-    claimed: int = 4  # chunks taken
-    done: int = 5  # chunks finished
-    group: int = 6  # steps to wait for after this one, itself included; 0 to go on
-    count: int = LINE
-
-
-STEP = StepWords()
 
 
 def emit_runtime(module: Any, target: Target) -> None:

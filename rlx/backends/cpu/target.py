@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from rlx.backends.cpu.llvm import binding
 from rlx.errors import OptionError
 
 _AVX2 = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "popcnt", "lzcnt", "movbe")
@@ -167,6 +166,8 @@ class Host:
 @cache
 def host() -> Host:
     """The machine this process runs on."""
+    from rlx.backends.cpu.llvm import binding
+
     library = binding()
     flags: dict[str, bool] = library.get_host_cpu_features()
     features = frozenset(name for name, on in flags.items() if on)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlx.backends.cpu.cgroup import cpu_quota
-from rlx.backends.cpu.native import LINE, SLEEPING, WORDS
+from rlx.backends.cpu.words import LINE, SLEEPING, WORDS
 from rlx.errors import OptionError
 
 IDLE_SPINS = 300_000

@@ -8,21 +8,17 @@ all processes share. There is one file per model and layout; its key is a digest
 - `packing_version`: the version of the file format, and what the packing code makes of fixed bytes. So a change of a
   layout counts wherever it is written, and a change of a kernel does not.
 
-The file is written by a thread, since writing would delay the first token; `KeepInBackground` says when. A cache that
+The file is written by a thread, since writing would delay the first token; `background.py` says when. A cache that
 cannot be written is done without. Next: `weight_file.py` for the format and what is checked, `disk_cache.py` for how
 entries are replaced and bounded.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import mmap
 import os
-import shutil
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.backends.cpu import disk_cache
+from rlx.backends.cpu.background import Background
+from rlx.backends.cpu.page_in import bring_in
 from rlx.backends.cpu.weight_file import MAGIC, Samples, read_head, write_file
 from rlx.core.dtype import DTYPES, DType
 from rlx.io.identity import Identity
@@ -41,8 +39,6 @@ Pack = Callable[[DType, Bytes, tuple[int, ...]], Bytes]
 
 MIN_BYTES = 8_000_000
 """Less is packed in a few milliseconds, about as fast as a file is opened and checked."""
-PATIENCE_SECONDS = 3.0
-"""How long after loading the file is written, so that the first tokens have the cores to themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +89,7 @@ def load(folder: Path, key: str, count: int) -> list[Bytes] | None:
     data: Bytes = np.frombuffer(mapping, np.uint8)
     head = read_head(data, data.nbytes)
     if head is not None and head.key == key and len(head.places) == count:
+        bring_in(data)
         content, samples = data[head.start :], Samples()
         samples.update(content)
         if samples.hexdigest() == head.samples:
@@ -117,6 +114,8 @@ def save(
     path = disk_cache.entry_path(folder, "weights", key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        import shutil  # 5 ms of a start that writes nothing
+
         if shutil.disk_usage(path.parent).free < 2 * sum(array.nbytes for array in arrays):
             return False
         # only samples are checked at load, so that the content must be on the disk before its name is
@@ -127,46 +126,22 @@ def save(
         return False
 
 
-class KeepInBackground:
-    """Writes an entry from a thread of its own.
+def keep_in_background(folder: Path, limit: int | None, key: str, source: str, arrays: Sequence[Bytes]) -> Background:
+    """Write an entry from a thread of its own; `Background` says when.
 
-    It waits for `PATIENCE_SECONDS`, so that the first tokens have the cores to themselves, or until the module is
-    closed, or until the program ends, whichever comes first. The end of the program waits for it, once per model: a
-    short run leaves an entry too. Ctrl-C then gives it up, and so does a full disk; what ends the process at once
-    leaves no entry either, and the next start packs again.
+    A full disk gives it up, and what ends the process at once leaves no entry either: the next start packs again.
     """
+    held = list(arrays)
 
-    def __init__(self, folder: Path, limit: int | None, key: str, source: str, arrays: Sequence[Bytes]) -> None:
-        self._start, self._give_up = threading.Event(), threading.Event()
-        arguments = (folder, limit, key, source, list(arrays))
-        self._thread = threading.Thread(target=self._run, args=arguments, name="rlx-weight-cache", daemon=True)
-        atexit.register(self.finish)
-        self._thread.start()
-
-    def hurry(self) -> None:
-        """Do not wait any longer before writing."""
-        self._start.set()
-
-    def finish(self) -> None:
-        """Write now, and wait until that is done; Ctrl-C gives it up."""
-        self._start.set()
-        try:
-            self._thread.join()
-        except KeyboardInterrupt:
-            self._give_up.set()
-            self._thread.join()
-
-    def _run(self, folder: Path, limit: int | None, key: str, source: str, arrays: Sequence[Bytes]) -> None:
-        self._start.wait(PATIENCE_SECONDS)
+    def write(is_unwanted: Callable[[], bool]) -> None:
         if os.path.exists(disk_cache.entry_path(folder, "weights", key)):  # another process was faster
             return
-        if limit is not None and sum(array.nbytes for array in arrays) > limit:
+        if limit is not None and sum(array.nbytes for array in held) > limit:
             return
-        if sys.platform == "linux":  # where a thread has a priority of its own
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        if save(folder, key, source, arrays, self._give_up.is_set) and limit is not None:
+        if save(folder, key, source, held, is_unwanted) and limit is not None:
             disk_cache.trim(folder, limit)
+
+    return Background("rlx-weight-cache", write)
 
 
 def _ask_for_huge_pages(mapping: mmap.mmap) -> None:
