@@ -11,6 +11,8 @@ from rlx.ops import (
     embedding,
     linear,
     normalization,
+    packed_attention,
+    pooling,
     reduce,
     rope,
     shape,
@@ -27,6 +29,8 @@ FAMILIES = (
     embedding,
     rope,
     attention,
+    packed_attention,
+    pooling,
     shape,
     storage,
 )

@@ -1,5 +1,16 @@
 """The kernels, one file per op family. Importing this package fills the table in `registry.py`."""
 
-from rlx.backends.cpu.kernels import attention, elementwise, embedding, linear, matmul, movement, rope, rows
+from rlx.backends.cpu.kernels import (
+    attention,
+    elementwise,
+    embedding,
+    linear,
+    matmul,
+    movement,
+    packed_attention,
+    pooling,
+    rope,
+    rows,
+)
 
-FAMILIES = (linear, embedding, rows, elementwise, rope, attention, matmul, movement)
+FAMILIES = (linear, embedding, rows, elementwise, rope, attention, packed_attention, pooling, matmul, movement)
