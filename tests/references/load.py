@@ -215,6 +215,11 @@ def encoder_cases() -> list[EncoderCase]:
     ]
 
 
+def minilm_vectors() -> tuple[list[str], Float32Array]:
+    """Texts, and the vectors `[texts, 384]` that sentence-transformers makes of them with all-MiniLM-L6-v2."""
+    return _document("minilm")["texts"], _arrays("minilm")["vectors"]
+
+
 def tiny_llama_cases() -> list[TinyLlamaCase]:
     """Llama in six shapes and Mistral with a sliding window."""
     arrays = _arrays("tiny_llama")

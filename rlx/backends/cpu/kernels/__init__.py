@@ -4,6 +4,7 @@ from rlx.backends.cpu.kernels import (
     attention,
     elementwise,
     embedding,
+    layer_norm,
     linear,
     matmul,
     movement,
@@ -13,4 +14,16 @@ from rlx.backends.cpu.kernels import (
     rows,
 )
 
-FAMILIES = (linear, embedding, rows, elementwise, rope, attention, packed_attention, pooling, matmul, movement)
+FAMILIES = (
+    linear,
+    embedding,
+    rows,
+    layer_norm,
+    elementwise,
+    rope,
+    attention,
+    packed_attention,
+    pooling,
+    matmul,
+    movement,
+)
