@@ -30,7 +30,7 @@ def embed_command(
     file: Annotated[str, typer.Argument(help="A text file in UTF-8, one text a line; - for stdin.")],
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="A model folder, a .gguf file, org/name or pypi:PACKAGE.", metavar="MODEL"),
+        typer.Option("--model", "-m", help="A model folder, org/name or pypi:PACKAGE.", metavar="MODEL"),
     ] = DEFAULT_ENCODER,
     output: Annotated[
         str | None,

@@ -1,8 +1,8 @@
 """Weights that are quantised when they are packed, for models whose files hold floats.
 
-In: a weight source, and the keys of matrices. Out: a source that gives those as Q8_0 (ggml's format: 32 elements share a
-half-precision scale, each is an int8), so that their products run on integers, in a quarter of the memory. Whether that
-is allowed is `Profile.weights`. Next: `weights.py`.
+In: a weight source, and the keys of matrices. Out: a source that gives those as Q8_0 (ggml's format: 32 elements
+share a half-precision scale, each is an int8), so that their products run on integers, in a quarter of the memory.
+Whether that is allowed is `Profile.weights`. Next: `weights.py`.
 """
 
 from __future__ import annotations

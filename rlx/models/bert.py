@@ -1,17 +1,16 @@
 """BERT, RoBERTa, XLM-RoBERTa and DistilBERT: one encoder, other names. Source: transformers' modeling_bert, _roberta,
-_xlm_roberta and _distilbert, and llama.cpp's `bert` for GGUF files.
+_xlm_roberta and _distilbert.
 
-In: an open Hugging Face folder or GGUF file. Out: its `EncoderRecipe`. Top to bottom: how each configuration is read,
-what each calls its weights, the families. Next: `encoder_recipe.py`.
+In: an open Hugging Face folder. Out: its `EncoderRecipe`. Top to bottom: how each configuration is read,
+what each calls its weights, the families. Next: `encoder_family.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlx.io.checkpoint import Checkpoint
 from rlx.models.encoder import EMBEDDING_NORM, POSITIONS, TYPES, WORDS, ClassifierHead, EncoderConfig
-from rlx.models.encoder_family import EncoderFamily, EncoderNames, activation_of
+from rlx.models.encoder_family import ACTIVATIONS, EncoderFamily, EncoderNames
 from rlx.models.fields import Fields
 
 
@@ -25,7 +24,7 @@ def bert_from_hf(fields: Fields) -> EncoderConfig:
         num_heads=fields.integer("num_attention_heads", 12),
         position_rows=fields.integer("max_position_embeddings", 512),
         norm_eps=fields.number("layer_norm_eps", 1e-12),
-        activation=activation_of(fields, "hidden_act", "gelu"),
+        activation=fields.choice("hidden_act", ACTIVATIONS, "gelu"),
         token_types=fields.integer("type_vocab_size", 2),
     )
 
@@ -41,7 +40,7 @@ def roberta_from_hf(fields: Fields) -> EncoderConfig:
         position_rows=fields.integer("max_position_embeddings", 512),
         first_position=fields.integer("pad_token_id", 1, minimum=0) + 1,
         norm_eps=fields.number("layer_norm_eps", 1e-12),
-        activation=activation_of(fields, "hidden_act", "gelu"),
+        activation=fields.choice("hidden_act", ACTIVATIONS, "gelu"),
         token_types=fields.integer("type_vocab_size", 2),
     )
 
@@ -56,23 +55,7 @@ def distilbert_from_hf(fields: Fields) -> EncoderConfig:
         num_heads=fields.integer("n_heads", 12),
         position_rows=fields.integer("max_position_embeddings", 512),
         norm_eps=1e-12,
-        activation=activation_of(fields, "activation", "gelu"),
-    )
-
-
-def bert_from_gguf(fields: Fields, checkpoint: Checkpoint) -> EncoderConfig:
-    """Metadata of the architecture `bert`; RoBERTa's table comes without the rows for padding."""
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return EncoderConfig(
-        vocab_size=shapes.get("token_embd.weight", (0,))[0],
-        hidden_size=fields.integer("embedding_length"),
-        intermediate_size=fields.integer("feed_forward_length"),
-        num_layers=fields.integer("block_count"),
-        num_heads=fields.integer("attention.head_count"),
-        position_rows=shapes.get("position_embd.weight", (0,))[0],
-        norm_eps=fields.number("attention.layer_norm_epsilon"),
-        activation="gelu",
-        token_types=shapes.get("token_types.weight", (0,))[0],
+        activation=fields.choice("activation", ACTIVATIONS, "gelu"),
     )
 
 
@@ -108,19 +91,6 @@ DISTILBERT_NAMES = EncoderNames(
     ),
     WHOLE,
 )
-GGUF_NAMES = EncoderNames(
-    "blk.{i}.",
-    _layer_names(
-        "attn_q", "attn_k", "attn_v", "attn_output", "attn_output_norm", "ffn_up", "ffn_down", "layer_output_norm"
-    ),
-    {
-        WORDS: "token_embd.weight",
-        POSITIONS: "position_embd.weight",
-        TYPES: "token_types.weight",
-        EMBEDDING_NORM: "token_embd_norm.weight",
-        EMBEDDING_NORM.replace("weight", "bias"): "token_embd_norm.bias",
-    },
-)
 
 # Pre-training heads, the pooling of a model that was trained without one, and buffers: nothing here reads them.
 BERT_UNREAD = ("pooler.dense.*", "cls.*", "*.position_ids")
@@ -135,9 +105,6 @@ BERT = EncoderFamily(
     ClassifierHead(0, "pooler.dense", "classifier", "tanh"),
     prefix="bert.",
     unread=BERT_UNREAD,
-    gguf="bert",
-    from_gguf=bert_from_gguf,
-    gguf_names=GGUF_NAMES,
 )
 ROBERTA = EncoderFamily(
     "roberta",

@@ -56,8 +56,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "quantization_config": (None,),
     "auto_map": (None,),
 }
-GGUF_POOLINGS = {0: "mean", 1: "mean", 2: "first", 3: "last"}
-"""`pooling_type` of a GGUF file: none given, mean, CLS, last."""
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -69,12 +67,6 @@ ACTIVATIONS = {
     "tanh": "tanh",
 }
 """Names of activations in configurations, and the ops they are."""
-
-
-def activation_of(fields: Fields, name: str, default: str) -> str:
-    """The op for the activation in the field `name`; another one is refused."""
-    word = fields.text(name, default)
-    return ACTIVATIONS[word] if word in ACTIVATIONS else fields.refuse(name, " or ".join(ACTIVATIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +108,6 @@ class EncoderFamily:
         head: the classifier's head; its number of labels is the file's.
         prefix: stands before every name where the encoder is a part of a larger model.
         unread: names of tensors that some files carry and an embedding does not read.
-        gguf: `general.architecture` of its GGUF files; none if llama.cpp does not know it.
-        from_gguf: reads GGUF metadata.
-        gguf_names: names in a GGUF file.
     """
 
     model_type: str
@@ -129,9 +118,6 @@ class EncoderFamily:
     head: ClassifierHead
     prefix: str
     unread: tuple[str, ...] = ()
-    gguf: str | None = None
-    from_gguf: Callable[[Fields, Checkpoint], EncoderConfig] | None = None
-    gguf_names: EncoderNames | None = None
 
     def recipe(self, checkpoint: Checkpoint) -> EncoderRecipe:
         """The recipe of a checkpoint of this family.
@@ -139,8 +125,6 @@ class EncoderFamily:
         Raises:
             UnsupportedModelError: the checkpoint asks for something RLX does not implement.
         """
-        if checkpoint.kind == "gguf":
-            return self._gguf_recipe(checkpoint)
         config, classifies = self.read_hf(checkpoint)
         found = {_today(name): name for name in checkpoint.tensors}
         prefix = self.prefix if self.prefix + WORDS in found else ""
@@ -162,8 +146,7 @@ class EncoderFamily:
         Raises:
             UnsupportedModelError: a field is missing, malformed, unknown, or asks for another computation.
         """
-        watched = _Watched(checkpoint.metadata)
-        fields = Fields(watched, f"{checkpoint.path}/config.json")
+        fields = Fields(checkpoint.metadata, f"{checkpoint.path}/config.json")
         classes = fields.get("architectures")
         name = cast("list[object]", classes)[0] if isinstance(classes, list) and classes else None
         if name not in (None, self.classifier, *self.classes):
@@ -171,7 +154,7 @@ class EncoderFamily:
         config = self.from_hf(fields)
         if config.hidden_size % config.num_heads:
             fields.refuse("num_attention_heads", f"a divisor of {config.hidden_size}")
-        _refuse_unread_fields(fields, watched)
+        fields.refuse_unread(lambda name: name in NO_COMPUTATION, NEUTRAL)
         return config, name == self.classifier
 
     def _classifier(
@@ -183,55 +166,6 @@ class EncoderFamily:
             names |= {f"{part}.{kind}": f"{place}{part}.{kind}" for kind in ("weight", "bias")}
         table = checkpoint.tensors.get(f"{head.out}.weight")
         return replace(head, labels=table.shape[0] if table is not None and table.shape else 1), names
-
-    def _gguf_recipe(self, checkpoint: Checkpoint) -> EncoderRecipe:
-        if self.from_gguf is None or self.gguf_names is None:
-            raise UnsupportedModelError("this family has no GGUF files", where=str(checkpoint.path))
-        fields = Fields(checkpoint.metadata, str(checkpoint.path), f"{self.gguf}.")
-        if fields.flag("attention.causal", False):
-            fields.refuse("attention.causal", "false")
-        config = self.from_gguf(fields, checkpoint)
-        kind = fields.integer("pooling_type", 0, minimum=0)
-        pooling = GGUF_POOLINGS[kind] if kind in GGUF_POOLINGS else fields.refuse("pooling_type", "0 to 3")
-        # llama.cpp's tools make vectors of length 1 unless they are told otherwise
-        head = PoolHead(pooling, normalize=True)
-        names = self.gguf_names.expand(config.num_layers)
-        _refuse_unread_tensors(checkpoint, config, head, names, ())
-        limit = fields.integer("context_length", config.max_tokens)
-        settings = SentenceSettings(pooling, True, min(limit, config.max_tokens))
-        return _recipe(str(self.gguf), config, head, MappedWeights(checkpoint, names), settings, "identity")
-
-
-class _Watched(Mapping[str, object]):
-    """A configuration that remembers what was asked of it."""
-
-    def __init__(self, values: Mapping[str, object]) -> None:
-        self.source, self.asked = values, set[str]()
-
-    def __getitem__(self, key: str) -> object:
-        self.asked.add(key)
-        return self.source[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.source)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-
-def _refuse_unread_fields(fields: Fields, watched: _Watched) -> None:
-    for name in watched.source:
-        if name in watched.asked or name in NO_COMPUTATION:
-            continue
-        neutral = NEUTRAL.get(name)
-        if neutral is None:
-            fields.refuse(
-                name,
-                "only fields that RLX knows the meaning of",
-                fix="if the field changes nothing in the computation, remove it from the file",
-            )
-        if not any(watched.source[name] == value for value in neutral):
-            fields.refuse(name, " or ".join("absent" if value is None else repr(value) for value in neutral))
 
 
 def _today(name: str) -> str:

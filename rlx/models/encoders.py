@@ -9,8 +9,6 @@ from rlx.models.recipe import EncoderRecipe
 FAMILIES = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)
 ENCODER_TYPES = {family.model_type: family for family in FAMILIES}
 """`model_type` of a config.json."""
-GGUF_ENCODERS = {family.gguf: family for family in FAMILIES if family.gguf is not None}
-"""`general.architecture` of a GGUF file."""
 
 
 def encoder_recipe_for(checkpoint: Checkpoint) -> EncoderRecipe | None:
@@ -19,8 +17,6 @@ def encoder_recipe_for(checkpoint: Checkpoint) -> EncoderRecipe | None:
     Raises:
         UnsupportedModelError: its configuration asks for something not implemented.
     """
-    is_gguf = checkpoint.kind == "gguf"
-    key, known = ("general.architecture", GGUF_ENCODERS) if is_gguf else ("model_type", ENCODER_TYPES)
-    name = checkpoint.metadata.get(key)
-    family = known.get(name) if isinstance(name, str) else None
+    name = checkpoint.metadata.get("model_type") if checkpoint.kind != "gguf" else None
+    family = ENCODER_TYPES.get(name) if isinstance(name, str) else None
     return None if family is None else family.recipe(checkpoint)

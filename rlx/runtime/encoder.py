@@ -158,18 +158,19 @@ class Encoder:
 
     def _packed(self, texts: Sequence[TypedTokens]) -> dict[str, NDArray[np.int32]]:
         """The inputs of the program for texts side by side."""
-        lengths = np.array([len(text.ids) for text in texts])
+        lengths = np.array([len(text.ids) for text in texts], np.int64)
         if not lengths.all():
             raise InputError("a text without a token has no vector", fix="leave empty texts out")
-        bounds = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-        inputs = {
-            "tokens": np.concatenate([text.ids for text in texts]).astype(np.int32),
+        bounds = np.zeros(len(texts) + 1, np.int32)
+        bounds[1:] = np.cumsum(lengths)
+        inputs: dict[str, NDArray[np.int32]] = {
+            "tokens": np.array([token for text in texts for token in text.ids], np.int32),
             "positions": (np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)).astype(np.int32),
             "bounds": bounds,
         }
         if self._recipe.token_types:
-            types = np.concatenate([text.types for text in texts]).astype(np.int32)
-            inputs["token_types"] = np.minimum(types, self._recipe.token_types - 1)
+            last = self._recipe.token_types - 1
+            inputs["token_types"] = np.array([min(kind, last) for text in texts for kind in text.types], np.int32)
         return inputs
 
     def close(self) -> None:
