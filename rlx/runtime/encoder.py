@@ -158,14 +158,14 @@ class Encoder:
 
     def _packed(self, texts: Sequence[TypedTokens]) -> dict[str, NDArray[np.int32]]:
         """The inputs of the program for texts side by side."""
-        lengths = np.array([len(text.ids) for text in texts], np.int64)
-        if not lengths.all():
+        lengths = [len(text.ids) for text in texts]
+        if not all(lengths):
             raise InputError("a text without a token has no vector", fix="leave empty texts out")
         bounds = np.zeros(len(texts) + 1, np.int32)
         bounds[1:] = np.cumsum(lengths)
         inputs: dict[str, NDArray[np.int32]] = {
             "tokens": np.array([token for text in texts for token in text.ids], np.int32),
-            "positions": (np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)).astype(np.int32),
+            "positions": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
             "bounds": bounds,
         }
         if self._recipe.token_types:
