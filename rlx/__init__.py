@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rlx.core.graph import Graph
     from rlx.flow import ModelFlow
     from rlx.flow.weights import DictWeights
+    from rlx.runtime.encoder import Encoder
     from rlx.runtime.executable import Executable
     from rlx.runtime.generate import GenerationResult
     from rlx.runtime.load import compile, load
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Dim": "rlx.core.dim",
     "DictWeights": "rlx.flow.weights",
+    "Encoder": "rlx.runtime.encoder",
     "Executable": "rlx.runtime.executable",
     "GenerationResult": "rlx.runtime.generate",
     "Graph": "rlx.core.graph",
@@ -52,6 +54,7 @@ _HOMES = {
 __all__ = [
     "DictWeights",
     "Dim",
+    "Encoder",
     "Executable",
     "GenerationResult",
     "Graph",

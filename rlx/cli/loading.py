@@ -10,12 +10,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import rlx
 from rlx.cli.progress import FetchProgress
+from rlx.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from rlx.runtime.encoder import Encoder
     from rlx.runtime.model import Model
 
 
@@ -53,11 +55,36 @@ class LoadFlags:
 
 @contextmanager
 def loaded_model(flags: LoadFlags) -> Generator[Model, None, None]:
-    """The model, closed at the end of the `with` block.
+    """The language model, closed at the end of the `with` block.
 
     Raises:
-        RlxError: whatever `rlx.load` finds wrong.
+        RlxError: whatever `rlx.load` finds wrong, or the model is an encoder.
     """
+    with _loaded(flags) as model:
+        if hasattr(model, "embed"):
+            raise UnsupportedModelError(
+                "this model makes no text", where=model.name, found="an encoder", fix="use rlx embed"
+            )
+        yield cast("Model", model)
+
+
+@contextmanager
+def loaded_encoder(flags: LoadFlags) -> Generator[Encoder, None, None]:
+    """The encoder, closed at the end of the `with` block.
+
+    Raises:
+        RlxError: whatever `rlx.load` finds wrong, or the model is a language model.
+    """
+    with _loaded(flags) as model:
+        if not hasattr(model, "embed"):
+            raise UnsupportedModelError(
+                "this model makes no vectors", where=model.name, found="a language model", fix="use rlx generate"
+            )
+        yield cast("Encoder", model)
+
+
+@contextmanager
+def _loaded(flags: LoadFlags) -> Generator[Model | Encoder, None, None]:
     with FetchProgress() as progress, _without_garbage_collection():
         model = rlx.load(
             default_model() if flags.reference is None else flags.reference,

@@ -21,6 +21,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fast", "exact"),
     "target": TARGETS,
     "kv_cache": ("auto", "f32", "f16", "bf16", "q8_0"),
+    "weights": ("auto", "keep", "q8_0"),
 }
 _BACKENDS = ("cpu", "reference", "null")
 
@@ -38,6 +39,8 @@ class Profile:
         page_size: positions per page of the KV cache.
         kv_cache: element type of the KV cache; "auto" is f32 with precision "exact", and with "fast" bf16 where the
             target multiplies it, else f16. "q8_0" takes half the memory of f16, and head_dim in blocks of 32.
+        weights: "keep" computes with the types that the file has; "q8_0" rounds the float matrices of an encoder to 8
+            bits when they are packed; "auto" does so with precision "fast".
     """
 
     precision: str = "fast"
@@ -46,6 +49,7 @@ class Profile:
     target: str = "native"
     page_size: int = 32
     kv_cache: str = "auto"
+    weights: str = "auto"
 
     def cache_dtype(self, has_bf16_products: bool) -> DType:
         """The element type of the KV cache on a target that has bfloat16 products, or has not."""
@@ -54,6 +58,11 @@ class Profile:
         if self.precision == "exact":
             return f32
         return bf16 if has_bf16_products else f16
+
+    @property
+    def quantises_encoders(self) -> bool:
+        """Whether the float matrices of an encoder are rounded to 8 bits."""
+        return self.weights == "q8_0" or (self.weights == "auto" and self.precision == "fast")
 
     def __post_init__(self) -> None:
         for name, choices in (*_CHOICES.items(), ("backend", _BACKENDS)):

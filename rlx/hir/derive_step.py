@@ -176,7 +176,7 @@ class _Derivation:
 
     def collapsed(self, node: Node, operands: list[Value], count: Size) -> tuple[Value, ...]:
         """The node over `[count, inner...]` in place of `[batch, seq, inner...]`."""
-        attrs = {**node.attrs, **_collapsed_attrs(node, self.rows, count)}
+        attrs = {**node.attrs, **collapsed_attrs(node, self.rows, count)}
         try:
             results = Emitter(self.builder, node.location).many(node.op, *operands, **attrs)
         except ShapeError as error:
@@ -221,7 +221,7 @@ def _key_shape(node: Node) -> tuple[int, int]:
     return num_kv_heads, width // num_kv_heads
 
 
-def _collapsed_attrs(node: Node, rows: RowKinds, count: Size) -> dict[str, AttrValue]:
+def collapsed_attrs(node: Node, rows: RowKinds, count: Size) -> dict[str, AttrValue]:
     """The attributes that speak of axes, for one row axis in place of `row_axes`."""
     if node.op in ("reshape", "broadcast"):
         shape: Shape = (count, *rows.inner(node.output))

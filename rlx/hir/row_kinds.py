@@ -2,7 +2,8 @@
 
 In: a graph with the input `tokens: i32[lead..., seq]`. Out: the kind of every value. A value of kind TOKEN has the
 shape `[lead..., seq, inner...]`, POSITION `[seq, inner...]`, LAST `[lead..., 1, inner...]`, and STATIC depends on
-weights and constants alone. An op that mixes rows in a way nobody declared is refused. Next: `derive_step.py`.
+weights and constants alone. An op that mixes rows in a way nobody declared is refused. Next: `derive_step.py`,
+`derive_packed.py`.
 """
 
 from __future__ import annotations
@@ -35,12 +36,32 @@ SCALAR_ROWS = frozenset(SCALAR_OPS) | {"elementwise", "cast", "soft_cap", "swigl
 
 
 @dataclass(frozen=True, slots=True)
+class RowRules:
+    """What a derived program can do.
+
+    Attributes:
+        masks: mask kinds of attention.
+        one_row: ops that make one row of all rows of a sequence.
+        inputs: further inputs with a number for each token, such as its type.
+    """
+
+    masks: tuple[str, ...]
+    one_row: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+
+
+STEP_RULES = RowRules(("causal", "sliding"), ("last_token",))
+PACKED_RULES = RowRules(("none", "causal", "sliding"), ("last_token", "pool_tokens"), ("token_types",))
+
+
+@dataclass(frozen=True, slots=True)
 class RowKinds:
-    """The kind of each value, and the token axes."""
+    """The kind of each value, the token axes, and what is allowed."""
 
     lead: Shape
     tokens: Value
     kinds: dict[Value, Kind]
+    rules: RowRules
 
     def __getitem__(self, value: Value) -> Kind:
         return self.kinds[value]
@@ -57,31 +78,32 @@ class RowKinds:
 def refuse(node: Node, why: str, fix: str | None = None) -> NoReturn:
     """Raise FlowError: the node stands in the way of a step program."""
     raise FlowError(
-        f"no step program can be derived from this flow: {why}",
+        f"no program over rows can be derived from this flow: {why}",
         where=str(node.location),
         found=f"{node.op}({', '.join(str(value.type) for value in node.inputs)})",
         fix=fix or "use the plain graph (`rlx.compile` without a cache), or write the block with row-wise ops",
     )
 
 
-def row_kinds(graph: Graph) -> RowKinds:
+def row_kinds(graph: Graph, rules: RowRules = STEP_RULES) -> RowKinds:
     """Classify every value.
 
     Raises:
-        FlowError: the inputs are not the token ids alone, or an op mixes rows in an unknown way.
+        FlowError: the inputs are others, or an op mixes rows in an unknown way.
     """
-    if [name for name, _ in graph.inputs] != ["tokens"] or graph.inputs[0][1].type.dtype != i32:
+    tokens = dict(graph.inputs).get("tokens")
+    allowed = {"tokens", *rules.inputs}
+    if tokens is None or any(name not in allowed or value.type != tokens.type for name, value in graph.inputs):
         found = ", ".join(f"{name}: {value.type}" for name, value in graph.inputs)
         raise FlowError(
-            "a step program is derived from a flow whose only input is the token ids",
+            "a program is derived from a flow whose only input is the token ids",
             where=graph.name,
             found=found or "no input",
-            expected="tokens: i32[batch, seq]",
+            expected=f"tokens: i32[batch, seq]{''.join(f', perhaps {name}' for name in rules.inputs)}",
         )
-    tokens = graph.inputs[0][1]
-    if not tokens.type.rank:
-        raise FlowError("token ids need a sequence axis", where=graph.name, found=str(tokens.type))
-    rows = RowKinds(tokens.type.shape[:-1], tokens, {tokens: Kind.TOKEN})
+    if tokens.type.dtype != i32 or not tokens.type.rank:
+        raise FlowError("token ids are whole numbers with a sequence axis", where=graph.name, found=str(tokens.type))
+    rows = RowKinds(tokens.type.shape[:-1], tokens, {value: Kind.TOKEN for _, value in graph.inputs}, rules)
     own = set(symbols_of(tokens.type.shape))
     for node in graph.nodes:
         kind = _kind_of(node, rows)
@@ -101,10 +123,11 @@ def _kind_of(node: Node, rows: RowKinds) -> Kind:
         if node.inputs[0] is not rows.tokens:
             refuse(node, "positions are taken of something that is not the token ids")
         return Kind.POSITION
-    if node.op == "last_token":
-        return Kind.LAST if kinds == {Kind.TOKEN} else refuse(node, "the last token is taken twice, or of no sequence")
+    if node.op in rows.rules.one_row:
+        what = node.op.replace("_", " ")
+        return Kind.LAST if kinds == {Kind.TOKEN} else refuse(node, f"the {what} is taken twice, or of no sequence")
     if Kind.LAST in kinds and len(kinds) > 1:
-        refuse(node, "the last token meets values of all tokens")
+        refuse(node, "what is one row of each sequence meets values of all tokens")
     kind = Kind.TOKEN if Kind.TOKEN in kinds else kinds.pop()
     _check_op(node, rows, kind)
     return kind
@@ -134,11 +157,11 @@ def _check_op(node: Node, rows: RowKinds, kind: Kind) -> None:
 
 
 def _check_attention(node: Node, rows: RowKinds) -> None:
-    if node.attrs["mask"] not in ("causal", "sliding"):
+    if node.attrs["mask"] not in rows.rules.masks:
         refuse(
             node,
-            f"attention with the mask kind {node.attrs['mask']} cannot be cached",
-            "use MaskKind.causal() or MaskKind.sliding(window)",
+            f"attention with the mask kind {node.attrs['mask']} cannot be derived",
+            "use " + " or ".join(f"MaskKind.{mask}()" for mask in rows.rules.masks),
         )
     if any(rows[value] is not Kind.TOKEN or len(rows.inner(value)) != 1 for value in node.inputs):
         refuse(node, "attention has to run over all tokens of the sequence")

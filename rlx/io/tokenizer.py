@@ -92,6 +92,28 @@ class TokenizerFacts:
         return TokenizerFacts(**given, symbols=symbols)
 
 
+@dataclass(frozen=True, slots=True)
+class TypedTokens:
+    """Token ids of a text or of a pair of texts, and which of the two each belongs to."""
+
+    ids: list[int]
+    types: list[int]
+
+
+def _parts(texts: Sequence[str | tuple[str, str]]) -> Iterable[str]:
+    for text in texts:
+        yield from text if isinstance(text, tuple) else (text,)
+
+
+def _cut_longest(first: int, second: int, room: int) -> tuple[int, int]:
+    """Lengths within `room`: tokens are taken off the longer text, off the second of two equal ones."""
+    excess = max(0, first + second - room)
+    level = min(excess, abs(first - second))
+    first, second = (first - level, second) if first > second else (first, second - level)
+    excess -= level
+    return first - excess // 2, second - (excess - excess // 2)
+
+
 class Tokenizer:
     """A vocabulary with its rules.
 
@@ -159,6 +181,48 @@ class Tokenizer:
             if backend is not None:
                 return backend
         return self.backend
+
+    def encode_batch(self, texts: Sequence[str | tuple[str, str]], max_tokens: int) -> list[TypedTokens]:
+        """Token ids and token types of many texts, or pairs of texts, special tokens around them; all cores at once.
+
+        What is longer than `max_tokens` is cut at its end; of a pair the longer text, token by token.
+
+        Raises:
+            InputError: a text is not a string or holds half a surrogate pair, or the special tokens alone are too many.
+        """
+        try:
+            plain: list[Any] = self.backend.encode_batch([*_parts(texts)], add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            raise InputError(
+                "these are not texts that can be tokenised", expected="strings of whole characters"
+            ) from None
+        parts = iter(plain)
+        return [
+            self._around(next(parts), next(parts) if isinstance(text, tuple) else None, max_tokens) for text in texts
+        ]
+
+    def _around(self, first: Any, second: Any, max_tokens: int) -> TypedTokens:
+        """Cut one or two encodings and put the special tokens around them."""
+        facts = self.facts
+        special = len(facts.prefix_ids) + len(facts.suffix_ids)
+        if facts.post_process:
+            special = int(self.backend.num_special_tokens_to_add(second is not None))
+        room = max_tokens - special
+        if room < 1 + (second is not None):
+            raise InputError("there is no room for a token of the text", found=max_tokens, expected=f"> {special}")
+        if second is not None:
+            lengths = _cut_longest(len(first), len(second), room)
+            second.truncate(lengths[1])
+        else:
+            lengths = (min(len(first), room), 0)
+        first.truncate(lengths[0])
+        if facts.post_process:
+            whole = self.backend.post_process(first, second)
+            return TypedTokens(list(whole.ids), list(whole.type_ids))
+        if second is not None:
+            raise InputError("this tokenizer does not say how two texts are put together")
+        ids = [*facts.prefix_ids, *first.ids, *facts.suffix_ids]
+        return TypedTokens(ids, [0] * len(ids))
 
     def _literal_backend(self) -> Any:
         """A second tokenizer over the same model that does not recognise control tokens."""

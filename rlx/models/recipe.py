@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rlx.flow.flow import ModelFlow
 from rlx.flow.weights import WeightSource
+from rlx.io.sentence_transformers import SentenceSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +35,31 @@ class ModelRecipe:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderRecipe:
+    """A model of vectors or scores that is ready to be built: `recipe.flow.build(recipe.weights)`.
+
+    Attributes:
+        architecture: what the checkpoint calls itself.
+        flow: the plain forward pass, `tokens: i32[batch, seq]` (and `token_types`) to `f32[batch, 1, width]`.
+        weights: the checkpoint under the keys of the flow.
+        vocab_size: rows of the embedding table.
+        hidden_size, num_layers: the sizes, as usual.
+        token_types: kinds of tokens; 0 for a flow without the input `token_types`.
+        labels: scores of a text or a pair of texts; 0 for a model that embeds.
+        score_function: what is applied to the scores of a pair: "sigmoid" or "identity".
+        settings: pooling, prompts and the most tokens of a text, which is given here.
+    """
+
+    architecture: str
+    flow: ModelFlow
+    weights: WeightSource
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    token_types: int
+    labels: int
+    score_function: str
+    settings: SentenceSettings

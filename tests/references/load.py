@@ -176,6 +176,50 @@ class TinyLlamaCase:
         return {name: seeded_weight(name, shape, self.seed) for name, shape in self.shapes.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderCase:
+    """One tiny random encoder.
+
+    Attributes:
+        config: config.json as transformers 5 writes it.
+        shapes: weight shapes by the name in model.safetensors.
+        ids, types: int32 [21], the tokens and their types.
+        hidden: float32 [21, hidden], the last hidden state.
+        logits: float32 [labels] of a classifier; None for a model without one.
+    """
+
+    name: str
+    seed: int
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    ids: Int32Array
+    types: Int32Array
+    hidden: Float32Array
+    logits: Float32Array | None
+
+    def weights(self) -> dict[str, Float32Array]:
+        """The float32 weights to put into model.safetensors."""
+        return {name: seeded_weight(name, shape, self.seed) for name, shape in self.shapes.items()}
+
+
+def encoder_cases() -> list[EncoderCase]:
+    """Tiny encoders of every family, with and without a classifier."""
+    arrays = _arrays("encoders")
+    return [
+        EncoderCase(
+            **{**case, "shapes": {key: tuple(shape) for key, shape in case["shapes"].items()}},
+            **{key: arrays[f"{case['name']}.{key}"] for key in ("ids", "types", "hidden")},
+            logits=arrays.get(f"{case['name']}.logits"),
+        )
+        for case in _document("encoders")["cases"]
+    ]
+
+
+def minilm_vectors() -> tuple[list[str], Float32Array]:
+    """Texts, and the vectors `[texts, 384]` that sentence-transformers makes of them with all-MiniLM-L6-v2."""
+    return _document("minilm")["texts"], _arrays("minilm")["vectors"]
+
+
 def tiny_llama_cases() -> list[TinyLlamaCase]:
     """Llama in six shapes and Mistral with a sliding window."""
     arrays = _arrays("tiny_llama")

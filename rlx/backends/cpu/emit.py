@@ -373,6 +373,10 @@ class Emit:
         """One lane as a scalar."""
         return Val(self, self.b.extract_element(value.v, ir.Constant(I32, index)))
 
+    def with_lane(self, vector: Val, scalar: Val, index: int) -> Val:
+        """The vector with another scalar in one lane."""
+        return Val(self, self.b.insert_element(vector.v, scalar.v, ir.Constant(I32, index)))
+
     def reduce(self, value: Val, combine: Callable[[Val, Val], Val]) -> Val:
         """All lanes combined in a fixed tree: halves against each other."""
         count = value.type.count

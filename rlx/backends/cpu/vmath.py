@@ -128,6 +128,20 @@ def exp2_of_negative(e: Emit, x: Val) -> Val:
     return e.select(x < -126.0, e.like(0.0, x), result.bitcast(x.type))
 
 
+def exp_nonpositive(e: Emit, x: Val) -> Val:
+    """e^x for x <= 0; at most 1 ulp down to -87, 0 below; half the work of `exp`."""
+    magic = float(3 << 22)
+    bounded = e.maximum(x, -87.0)
+    shifted = e.fma(bounded, 1.0 / math.log(2.0), magic)
+    n = shifted - magic
+    r = e.fma(n, -0.693359375, bounded)
+    r = e.fma(n, 2.12194440e-4, r)
+    result = _horner(e, r, _EXP)
+    # the low bits of `shifted` are n, and those of the magic number are 0 once they are moved up
+    scaled = (result.bitcast(_int_type(x)) + (shifted.bitcast(_int_type(x)) << 23)).bitcast(x.type)
+    return e.select(x < -87.0, e.like(0.0, x), scaled)
+
+
 def _int_type(x: Val) -> object:
     wide = I64 if isinstance(x.element, ir.DoubleType) else I32
     return vec(wide, x.type.count if isinstance(x.type, ir.VectorType) else 1)

@@ -1,5 +1,6 @@
 """One file per block: a frozen dataclass with `emit(ctx, input)`. Read `rms_norm.py` for a small one."""
 
+from rlx.flow.blocks.activation import ActivationStage
 from rlx.flow.blocks.custom import CustomStage
 from rlx.flow.blocks.gated_mlp import GatedKeys
 from rlx.flow.blocks.gather import AddInputStage, GatherAddStage, GatherStage
@@ -13,6 +14,7 @@ from rlx.flow.blocks.lm_head import LmHeadStage
 from rlx.flow.blocks.mask import MaskKind
 from rlx.flow.blocks.named import NamedStage
 from rlx.flow.blocks.parallel import ParallelStage
+from rlx.flow.blocks.pooling import NormalizeStage, PoolStage
 from rlx.flow.blocks.repeat import RepeatStage
 from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
 from rlx.flow.blocks.rms_norm import RmsNormStage
@@ -27,6 +29,7 @@ from rlx.flow.blocks.swiglu_mlp import SwiGluMlpStage
 from rlx.flow.blocks.token_embed import TokenEmbedStage
 
 __all__ = [
+    "ActivationStage",
     "AddInputStage",
     "AddResidualStage",
     "CustomStage",
@@ -44,7 +47,9 @@ __all__ = [
     "MaskKind",
     "NamedRopeTablesStage",
     "NamedStage",
+    "NormalizeStage",
     "ParallelStage",
+    "PoolStage",
     "RepeatStage",
     "RmsNormStage",
     "RopeTableData",

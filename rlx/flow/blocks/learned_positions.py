@@ -1,9 +1,11 @@
-"""A learned table of positions, added to the embedding: GPT-2, OPT. Next: `rope_tables.py`."""
+"""A learned table of positions, added to the embedding: GPT-2, BERT. Next: `rope_tables.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from rlx.flow.blocks.rope_tables import sequence_axis
 from rlx.flow.stage import segment_of_key
@@ -15,15 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LearnedPositionsStage:
-    """`x + table[position]`.
+    """`x + table[first + position]`.
 
     Attributes:
         key: the table `[rows, hidden]`.
         rows: how many positions it has.
+        first: the row of position 0; RoBERTa keeps those before it for padding.
     """
 
     key: str
     rows: int
+    first: int = 0
 
     @property
     def path(self) -> str:
@@ -34,4 +38,6 @@ class LearnedPositionsStage:
         """`[..., seq, hidden]` to the same."""
         table = ctx.load_param(self.key, shape=(self.rows, input.width))
         positions = ctx.positions(sequence_axis(input))
+        if self.first:
+            positions = ctx.op("add", positions, ctx.constant(np.array(self.first, np.int32)))
         return ctx.op("add", input, ctx.wrap(ctx.emit("embedding", positions.value, table.value, scale=1.0)))

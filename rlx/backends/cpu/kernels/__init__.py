@@ -5,11 +5,27 @@ from rlx.backends.cpu.kernels import (
     cache_append,
     elementwise,
     embedding,
+    layer_norm,
     linear,
     matmul,
     movement,
+    packed_attention,
+    pooling,
     rope,
     rows,
 )
 
-FAMILIES = (linear, embedding, rows, elementwise, rope, attention, cache_append, matmul, movement)
+FAMILIES = (
+    linear,
+    embedding,
+    rows,
+    layer_norm,
+    elementwise,
+    rope,
+    attention,
+    cache_append,
+    packed_attention,
+    pooling,
+    matmul,
+    movement,
+)

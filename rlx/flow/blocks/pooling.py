@@ -1,0 +1,33 @@
+"""From a row per token to a vector per text. In: `[..., seq, hidden]`. Out: `[..., 1, hidden]`. Next: `custom.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlx.flow.context import FlowCtx
+    from rlx.flow.value import FlowValue
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStage:
+    """All rows of a sequence as one; `mode` is one of `rlx.ops.pooling.POOLINGS`."""
+
+    mode: str
+    path: str = "pool"
+
+    def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
+        """See the module."""
+        return ctx.op("pool_tokens", input, mode=self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizeStage:
+    """Vectors of length 1."""
+
+    path: str = "normalize"
+
+    def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
+        """`[..., hidden]` to the same."""
+        return ctx.op("l2_normalize", input, eps=1e-12)

@@ -1,0 +1,95 @@
+"""packed_attention: attention within each of several sequences that lie side by side, without padding.
+
+`bounds: i32[sequences + 1]` says where each sequence begins; sequence s is the rows `bounds[s]` to `bounds[s + 1] - 1`,
+the first bound is 0 and the last one the number of rows. A row sees rows of its own sequence only, as its mask says, so
+what it computes does not depend on what else is in the batch. The padded form is `attention.py`; next: `pooling.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from rlx.core.dtype import f32, i32
+from rlx.core.graph import Attrs
+from rlx.core.type import TensorType
+from rlx.errors import InputError, ShapeError
+from rlx.ops.attention import HEAD_ATTRIBUTES, attention_cost, causal_mask, check_heads, grouped_attention
+from rlx.ops.op import Array, Attribute, Missing, OpDef, Sample, Types, check_arity, register, static_axis
+
+PACKED_MASKS = ("none", "causal", "sliding")
+
+
+def check_bounds(bounds: Array, rows: int) -> None:
+    """Refuse bounds that do not divide the rows into sequences.
+
+    Raises:
+        InputError: they do not start at 0, descend, or do not end at the number of rows.
+    """
+    if bounds.size < 1 or bounds[0] != 0 or bounds[-1] != rows or (np.diff(bounds) < 0).any():
+        raise InputError("the bounds do not divide the rows", found=bounds.tolist()[:8], expected=f"0, ..., {rows}")
+
+
+def _infer(types: Types, attrs: Attrs) -> Types:
+    check_arity(types, 4)
+    q, k, v, bounds = types
+    mask = attrs["mask"]
+    if mask not in PACKED_MASKS:
+        raise ShapeError("unknown mask kind", found=repr(mask), expected=", ".join(PACKED_MASKS))
+    if mask == "sliding" and attrs["window"] is None:
+        raise ShapeError("the mask kind sliding needs its window", fix="give the attribute window")
+    if any(type_.dtype != f32 or type_.rank != 2 for type_ in (q, k, v)) or k != v or q.shape[0] != k.shape[0]:
+        raise ShapeError("packed_attention takes float32 q, k, v [rows, heads*head_dim]")
+    if bounds.dtype != i32 or bounds.rank != 1:
+        raise ShapeError("the bounds have to be i32[sequences + 1]", found=str(bounds))
+    check_heads(q, static_axis(k, -1, "the width of k"), attrs)
+    return (q,)
+
+
+def _reference(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    q, k, v, bounds = inputs
+    check_bounds(bounds, len(q))
+    result = np.empty_like(q)
+    for start, stop in pairwise(bounds):
+        if start == stop:
+            continue
+        seen: Array | None = None
+        if attrs["mask"] != "none":
+            index: Array = np.arange(int(stop - start))
+            seen = causal_mask(index, index, attrs["window"] if attrs["mask"] == "sliding" else None)
+        result[start:stop] = grouped_attention(q[start:stop], k[start:stop], v[start:stop], seen, attrs)
+    return (result,)
+
+
+def _samples() -> Sequence[Sample]:
+    def case(name: str, bounds: Sequence[int], heads: int = 6, head_dim: int = 16, **attrs: Any) -> Sample:
+        q, kv = TensorType(f32, (bounds[-1], heads * head_dim)), TensorType(f32, (bounds[-1], 2 * head_dim))
+        types = (q, kv, kv, TensorType(i32, (len(bounds),)))
+        complete = {"num_heads": heads, "num_kv_heads": 2, "scale": 0.25, **attrs}
+        array = np.array(bounds, np.int32)
+        return Sample(name, types, complete, arrays={3: lambda: array}, tolerance=1e-5)
+
+    return (
+        case("full", (0, 5, 6, 23), mask="none"),
+        case("causal", (0, 3, 20), mask="causal"),
+        case("sliding", (0, 9, 9, 11), mask="sliding", window=4),
+        case("softcap", (0, 2, 7), mask="none", softcap=2.0),
+        case("odd_heads", (0, 18, 40), heads=2, head_dim=13, mask="none"),
+    )
+
+
+packed_attention = register(
+    OpDef(
+        "packed_attention",
+        "Attention of each row within its own sequence; the sequences lie side by side.",
+        _infer,
+        _reference,
+        Missing("which rows a row sees depends on data; every backend walks the sequences itself"),
+        _samples,
+        (*HEAD_ATTRIBUTES, Attribute("mask", "none (every key of the sequence), causal or sliding", "none")),
+        cost=attention_cost,
+    )
+)
