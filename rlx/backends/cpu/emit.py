@@ -395,6 +395,19 @@ class Emit:
             function = ir.Function(self.module, type_, name)
         return Val(self, self.b.call(function, [operand.v for operand in operands]))
 
+    def keep_order(self, values: Sequence[Val]) -> list[Val]:
+        """The same vectors, behind all that was emitted for them and before all loads that follow; no instruction.
+
+        LLVM hoists whatever can be loaded early, and then has no registers left for it.
+        """
+        register = "x" if self.target.is_x86 else "w"
+        constraints = [f"={register}"] * len(values) + [str(index) for index in range(len(values))]
+        types = [value.type for value in values]
+        type_ = ir.FunctionType(ir.LiteralStructType(types), types)
+        code = ir.InlineAsm(type_, "", ",".join([*constraints, "~{memory}"]), side_effect=True)
+        kept = self.b.call(code, [value.v for value in values])
+        return [Val(self, self.b.extract_value(kept, index)) for index in range(len(values))]
+
     def void_call(self, name: str, *operands: Val) -> None:
         """Call a function that gives nothing."""
         self.call(name, ir.VoidType(), *operands)

@@ -6,6 +6,8 @@ machine can be emitted and read here. A target is a table row: to add one is to 
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +20,9 @@ _NEON = ("neon", "fp-armv8", "dotprod")
 _I8MM = (*_NEON, "i8mm", "bf16")
 X86, ARM = "x86", "aarch64"
 _TRIPLES = {X86: "x86_64-unknown-linux-gnu", ARM: "aarch64-unknown-linux-gnu"}
+
+
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +106,12 @@ class Target:
         return self.vnni or self.avx_vnni or self.i8mm or not (self.avx2 or self.dotprod)
 
     @property
-    def row_tile(self) -> int:
-        """The rows a tile of 16 outputs has registers for: 16 of 256 bits and 32 of 128 hold four, 32 of 512 eight."""
-        return 8 if self.vector_bits == 512 else 4
+    def row_tiles(self) -> tuple[int, ...]:
+        """Rows of the tiles of a product with 16 outputs, largest first, as many as there are registers for.
+
+        16 registers of 256 bits and 32 of 128 hold four rows, 32 of 512 hold eight.
+        """
+        return (8, 4, 1) if self.vector_bits == 512 else (4, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +182,25 @@ def host() -> Host:
     return Host(library.get_process_triple(), library.get_host_cpu_name(), features)
 
 
+@cache
+def tiles_permitted() -> bool:
+    """Ask the system for the tiles, once and for all threads of the process; whether it gives them.
+
+    Source: Linux, Documentation/arch/x86/xstate.rst.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0
+
+
 def available(machine: Host | None = None) -> tuple[str, ...]:
     """The named targets whose instructions a machine (this host) has, best first (without `native`)."""
-    machine = machine or host()
-    rows = [row for row in _ROWS if row.arch == machine.arch and machine.has(row.flags)]
-    return (*(row.name for row in rows if row.name != "apple" or machine.is_apple), "portable")
+    found = machine or host()
+    rows = [row for row in _ROWS if row.arch == found.arch and found.has(row.flags)]
+    names = [row.name for row in rows if row.name != "apple" or found.is_apple]
+    if machine is None and "amx" in names and not tiles_permitted():
+        names.remove("amx")
+    return (*names, "portable")
 
 
 def describe(name: str, machine: Host | None = None) -> Target:

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlx.backends.cpu.dot import SIGNED_ZERO, TOP_BITS
 from rlx.backends.cpu.emit import F32, I8, I16, I32, LANES, VI, Emit, Val, vec
 from rlx.backends.cpu.kernels.byte_ops import BYTES, lookup16
+from rlx.backends.cpu.target import Target
 from rlx.core.block_format import BlockFormat, Bytes, Parts
 from rlx.core.storage_blocks import BLOCK_FORMATS
 
@@ -72,12 +75,13 @@ class IntegerChunk:
     """The integer form of a chunk, `u - zero` in place of the u of `scales`.
 
     Attributes:
-        words: (first k, 4 unsigned bytes of each row as 16 x i32) of all 8 words.
+        words: (first k, what gives 4 bytes of each row as 16 x i32) of all 8 words; unsigned but where the layout is
+            `signed` for the target.
         scales: see there.
         zero: the byte that stands for 0.
     """
 
-    words: Sequence[tuple[int, Val]]
+    words: Sequence[tuple[int, Callable[[], Val]]]
     scales: Scales
     zero: int
 
@@ -186,15 +190,19 @@ class BlockLayout:
         return 1 << (lowest - 1).bit_length() if lowest > 0 else 0
 
     @property
-    def largest(self) -> int:
+    def largest_level(self) -> int:
         """The largest magnitude of a level without its scale."""
         levels = self.values if self.looks_up else (0, (1 << self.fmt.bits) - 1)
         return max(abs(level - self.zero) for level in levels)
 
     @property
-    def small(self) -> bool:
-        """Whether the unsigned bytes stay below 128."""
-        return max(self.values) < 128 if self.looks_up else self.fmt.bits < 8
+    def largest(self) -> int:
+        """The largest unsigned byte."""
+        return max(self.values) if self.looks_up else (1 << self.fmt.bits) - 1
+
+    def signed(self, target: Target) -> bool:
+        """Whether the bytes of the integer form are signed: they need all 8 bits, which is too much unsigned for it."""
+        return self.largest > 127 and not target.mixed_bytes
 
     # ---- packing ----
 
@@ -292,7 +300,13 @@ class BlockLayout:
         reader, scales, first = Reader(e, place, None), self.scales(e, place), self.planes[0]
         # words that share a vector of the first plane follow each other, unless the halves have scales of their own
         order = range(8) if len(scales.scales) == 2 else sorted(range(8), key=lambda w: (w % first, w))
-        return IntegerChunk([(4 * w, self.bytes_of(reader, w)) for w in order], scales, self.zero)
+        turned = self.signed(e.target)
+
+        def word(w: int) -> Val:
+            return self.bytes_of(reader, w) ^ TOP_BITS if turned else self.bytes_of(reader, w)
+
+        zero = self.zero - SIGNED_ZERO if turned else self.zero
+        return IntegerChunk([(4 * w, partial(word, w)) for w in order], scales, zero)
 
     def scales(self, e: Emit, place: Place) -> Scales:
         """The scales of a chunk of 16 rows."""

@@ -1,7 +1,7 @@
 """linear: the streaming form (few rows) and the tiled form (many) of `x @ weight.T`, from one description per format.
 
     for as many groups of 16 outputs (units, split over threads) as stay in the second-level cache
-      for each tile of rows (8, then 4, then 1), which is read from further away once for all of them
+      for each tile of rows (8 with 512-bit registers, 4, 1), which is read from further away once for all of them
         for each of the groups
           for each block of k:   accumulate 16 outputs x rows, in registers
 
@@ -20,13 +20,13 @@ from rlx.backends.cpu.kernels.formats import FORMATS, WeightFormat
 from rlx.backends.cpu.kernels.linear_integer import integer_tile
 from rlx.backends.cpu.kernels.registry import Body, Setting, When, kernel
 from rlx.backends.cpu.target import Target
+from rlx.backends.cpu.tiles import TILE_ROWS
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
 from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, activation_format, f32
 from rlx.core.graph import Node
 from rlx.ops.op import static_axis
 
-ROW_TILES = (8, 4, 1)
 GROUPS_BYTES = 256 << 10
 """Weights that stay in the second-level cache while the tiles of rows pass by."""
 
@@ -74,7 +74,11 @@ def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x quantised [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
     fmt, activation = FORMATS[str(config["weight"])], DTYPES[str(config["x"])]
     if fmt.layout is not None:
-        _build(body, config, fmt, activation.block_bytes, partial(integer_tile, activation, fmt.layout))
+        row_tiles = body.e.target.row_tiles
+        if body.e.target.amx and ACTIVATION_TERMS[activation.name] == 1:
+            row_tiles = (TILE_ROWS, *row_tiles)
+        tile = partial(integer_tile, activation, fmt.layout)
+        _build(body, config, fmt, activation.block_bytes, tile, row_tiles)
 
 
 @kernel(
@@ -87,10 +91,17 @@ def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
 def build_float(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x f32 [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
     fmt = FORMATS[str(config["weight"])]
-    _build(body, config, fmt, fmt.block * f32.block_bytes, partial(_float_tile, fmt))
+    _build(body, config, fmt, fmt.block * f32.block_bytes, partial(_float_tile, fmt), body.e.target.row_tiles)
 
 
-def _build(body: Body, config: Mapping[str, Setting], fmt: WeightFormat, x_block: int, tile: Tile) -> None:
+def _build(
+    body: Body,
+    config: Mapping[str, Setting],
+    fmt: WeightFormat,
+    x_block: int,
+    tile: Tile,
+    row_tiles: Sequence[int],
+) -> None:
     e = body.e
     rows, k, columns = (body.size(i) for i in range(3))
     x, weight, out = body.buffer(0), body.buffer(1), body.buffer(3 if config["bias"] else 2)
@@ -103,7 +114,7 @@ def _build(body: Body, config: Mapping[str, Setting], fmt: WeightFormat, x_block
         begin = first.get()
         end = e.minimum(begin + together, body.end)
         done = e.var(e.i64(0))
-        for tile_rows in ROW_TILES:
+        for tile_rows in row_tiles:
             with e.loop_while(lambda tile_rows=tile_rows: done.get() + tile_rows <= rows):
                 row = done.get()
                 addresses = [e.at(x, (row + r) * row_bytes) for r in range(tile_rows)]

@@ -18,11 +18,9 @@ and additions go beside them for free. The largest sum of a super-block is Q6_K'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from itertools import islice
-from operator import add
 
-from rlx.backends.cpu.dot import dot4
+from rlx.backends.cpu.dot import Rows, Words, dot_words
 from rlx.backends.cpu.emit import F32, I32, VF, VI, Emit, Val, Var
 from rlx.backends.cpu.kernels.byte_ops import dot2, pair16
 from rlx.backends.cpu.kernels.formats_blocks import CHUNK, BlockLayout, IntegerChunk
@@ -51,7 +49,7 @@ def integer_tile(
         weight: address of a group of 16 outputs.
         blocks: of the weight, in a row (i64).
     """
-    terms = ACTIVATION_TERMS[activation.name]
+    terms, stride = ACTIVATION_TERMS[activation.name], blocks * activation.block_bytes
     totals = [e.var(0.0, VF) for _ in x]
     if activation.block_size == q8_act.block_size:
         with e.loop(0, blocks) as block:
@@ -59,11 +57,11 @@ def integer_tile(
             address = e.at(weight, block * layout.block_bytes)
             chunk = layout.integer(e, layout.place(e, address, e.i64(0)))
             for term in range(terms):
-                _add_chunk(e, layout, chunk, rows[term::terms], totals)
+                _add_chunk(e, layout, chunk, Rows(rows[term::terms], stride), totals)
     else:
         with e.loop(0, blocks) as block:
             rows = _rows_of_block(e, activation, x, block)
-            values = _super_block(e, layout, rows, e.at(weight, block * layout.block_bytes))
+            values = _super_block(e, layout, Rows(rows, stride), e.at(weight, block * layout.block_bytes))
             for index, (row, value) in enumerate(zip(rows, values, strict=True)):
                 total = totals[index // terms]
                 total.set(e.fma(value, e.splat(e.load(e.at(row, LARGE_SCALE), F32)), total.get()))
@@ -83,11 +81,11 @@ def _start(e: Emit, row: Val, offset: int, factor: float) -> Val:
     return e.splat(start * int(factor) if factor >= 1 else start.shift_right_signed(round(1 / factor).bit_length() - 1))
 
 
-def _add_chunk(e: Emit, layout: BlockLayout, chunk: IntegerChunk, rows: Sequence[Val], totals: Sequence[Var]) -> None:
+def _add_chunk(e: Emit, layout: BlockLayout, chunk: IntegerChunk, x: Rows, totals: Sequence[Var]) -> None:
     """A chunk that has one scale, and perhaps a minimum."""
-    zero, scales = e.typed(0, VI), chunk.scales
+    zero, scales, rows = e.typed(0, VI), chunk.scales, x.addresses
     starts = [_start(e, row, START, chunk.zero // 8) if chunk.zero else zero for row in rows]
-    for row, integer, total in zip(rows, _dots(e, layout, chunk.words, 0, rows, starts), totals, strict=True):
+    for row, integer, total in zip(rows, _dots(e, layout, chunk.words, x, starts), totals, strict=True):
         x_scale = e.splat(e.load(e.at(row, SCALE), F32))
         result = e.fma(integer.to_float(), scales.scale * x_scale, total.get())
         if scales.minimum is not None:
@@ -95,19 +93,19 @@ def _add_chunk(e: Emit, layout: BlockLayout, chunk: IntegerChunk, rows: Sequence
         total.set(result)
 
 
-def _super_block(e: Emit, layout: BlockLayout, rows: Sequence[Val], weight: Val) -> list[Val]:
+def _super_block(e: Emit, layout: BlockLayout, rows: Rows, weight: Val) -> list[Val]:
     """A super-block times rows, but for the rows' scales."""
-    sums = [e.var(0, VI) for _ in rows]
+    sums = [e.var(0, VI) for _ in rows.addresses]
     with e.loop(0, layout.chunks) as index:
         chunk = layout.integer(e, layout.place(e, weight, index))
-        x = [e.at(row, index * CHUNK_BYTES) for row in rows]
+        x = Rows([e.at(row, index * CHUNK_BYTES) for row in rows.addresses], rows.stride)
         scale_chunk = _scale_whole if len(chunk.scales.scales) == 1 else _scale_halves
         scale_chunk(e, layout, chunk, x, sums)
     scales = layout.scales(e, layout.place(e, weight, e.i64(0)))
     values = [total.get().to_float() * scales.scale for total in sums]
     if scales.minimum is None:
         return values
-    offsets = _sum_minimums(e, layout, rows, weight)
+    offsets = _sum_minimums(e, layout, rows.addresses, weight)
     return [e.fma(offset.to_float(), scales.minimum, value) for offset, value in zip(offsets, values, strict=True)]
 
 
@@ -124,26 +122,26 @@ def _sum_minimums(e: Emit, layout: BlockLayout, rows: Sequence[Val], weight: Val
     return sums
 
 
-def _scale_whole(e: Emit, layout: BlockLayout, chunk: IntegerChunk, x: Sequence[Val], sums: Sequence[Var]) -> None:
-    """A chunk with one integer scale; `x` are the addresses of its activations."""
-    starts = [e.typed(0, VI)] * len(x)
+def _scale_whole(e: Emit, layout: BlockLayout, chunk: IntegerChunk, x: Rows, sums: Sequence[Var]) -> None:
+    """A chunk with one integer scale; `x` are its activations."""
+    starts = [e.typed(0, VI)] * len(x.addresses)
     if chunk.zero:
-        halves = [[_start(e, row, CHUNK + 4 * half, chunk.zero / 32) for row in x] for half in range(2)]
+        halves = [[_start(e, row, CHUNK + 4 * half, chunk.zero / 32) for row in x.addresses] for half in range(2)]
         starts = [low + high for low, high in zip(*halves, strict=True)]
-    dots = _dots(e, layout, chunk.words, 0, x, starts)
+    dots = _dots(e, layout, chunk.words, x, starts)
     for dot, total in zip(dots, sums, strict=True):
         total.set(total.get() + dot * chunk.scales.scales[0])
 
 
-def _scale_halves(e: Emit, layout: BlockLayout, chunk: IntegerChunk, x: Sequence[Val], sums: Sequence[Var]) -> None:
+def _scale_halves(e: Emit, layout: BlockLayout, chunk: IntegerChunk, x: Rows, sums: Sequence[Var]) -> None:
     """A chunk with integer scales of both halves."""
     scales, halves = chunk.scales.scales, list[list[Val]]()
-    paired = layout.largest <= PAIRED_LEVEL
+    paired = layout.largest_level <= PAIRED_LEVEL
     for half, words in enumerate((chunk.words[:4], chunk.words[4:])):
-        starts = [e.typed(0, VI)] * len(x)
+        starts = [e.typed(0, VI)] * len(x.addresses)
         if chunk.zero:
-            starts = [_start(e, row, CHUNK + 4 * half, chunk.zero / 32) for row in x]
-        halves.append(_dots(e, layout, words, 16 * half, [e.at(row, 16 * half) for row in x], starts))
+            starts = [_start(e, row, CHUNK + 4 * half, chunk.zero / 32) for row in x.addresses]
+        halves.append(_dots(e, layout, words, x, starts))
         if not paired:
             for dot, total in zip(halves[half], sums, strict=True):
                 total.set(total.get() + dot * scales[half])
@@ -153,21 +151,6 @@ def _scale_halves(e: Emit, layout: BlockLayout, chunk: IntegerChunk, x: Sequence
             total.set(dot2(e, total.get(), pair16(low, high), pair))
 
 
-def _dots(
-    e: Emit,
-    layout: BlockLayout,
-    words: Sequence[tuple[int, Val]],
-    first: int,
-    x: Sequence[Val],
-    starts: Sequence[Val],
-) -> list[Val]:
-    """For every row the sum of the products with words, whose k are counted from `first`, which `x` points at."""
-    # two chains of sums hide the latency where a tile has few rows
-    chains = [list(starts), [e.typed(0, VI)] * len(x)][: 2 if len(x) < 4 else 1]
-    for index, (k, unsigned) in enumerate(words):
-        signed = [e.splat(e.load(e.at(row, k - first), I32)) for row in x]
-        chain = index % len(chains)
-        chains[chain] = [
-            dot4(e, total, unsigned, value, layout.small) for total, value in zip(chains[chain], signed, strict=True)
-        ]
-    return [reduce(add, parts) for parts in zip(*chains, strict=True)]
+def _dots(e: Emit, layout: BlockLayout, words: Words, x: Rows, starts: Sequence[Val]) -> list[Val]:
+    """For every row the sum of the products with words of a chunk, which `x` points at."""
+    return dot_words(e, words, x, starts, None if layout.signed(e.target) else layout.largest)
