@@ -123,12 +123,16 @@ q8k_act = DType("q8k_act", "packed", 256, 372)
 # The same twice: the block, then what its rounding left over. About 15 bits, for the product that ends a model.
 q8x2_act = DType("q8x2_act", "packed", 32, 2 * q8_act.block_bytes)
 q8kx2_act = DType("q8kx2_act", "packed", 256, 2 * q8k_act.block_bytes)
-ACTIVATION_TERMS: dict[str, int] = {"q8_act": 1, "q8k_act": 1, "q8x2_act": 2, "q8kx2_act": 2}
-"""Formats that activations are quantised to in a step, and how many int8 terms each has."""
+# For bfloat16 weights: 32 bfloat16.
+bf16_act = DType("bf16_act", "packed", 32, 64)
+ACTIVATION_TERMS: dict[str, int] = {"q8_act": 1, "q8k_act": 1, "q8x2_act": 2, "q8kx2_act": 2, "bf16_act": 1}
+"""Formats that activations are rounded to in a step, and how many terms each has."""
 
 
 def activation_format(weight: DType, terms: int) -> DType:
-    """The format of what is multiplied with a quantised weight, in one int8 term or two."""
+    """The format of what is multiplied with a weight: of one term, or of two or what is as good (float32)."""
+    if weight == bf16:
+        return bf16_act if terms == 1 else f32
     if weight.block_size == q8k_act.block_size:
         return q8k_act if terms == 1 else q8kx2_act
     return q8_act if terms == 1 else q8x2_act
@@ -148,6 +152,7 @@ DTYPES: dict[str, DType] = {
         u8,
         boolean,
         *PACKED_WEIGHTS,
+        bf16_act,
         q8_act,
         q8k_act,
         q8x2_act,

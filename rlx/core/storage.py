@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.core.block_format import power_of_two
-from rlx.core.dtype import DType, bf16, f16, f32, f64, q8_act, q8k_act, q8kx2_act, q8x2_act
+from rlx.core.dtype import DType, bf16, bf16_act, f16, f32, f64, q8_act, q8k_act, q8kx2_act, q8x2_act
 from rlx.core.storage_blocks import BLOCK_FORMATS, E2M1_DOUBLED
 from rlx.errors import InputError, ShapeError
 
@@ -315,6 +315,7 @@ STORAGE_FORMATS: dict[str, StorageFormat] = {
         StorageFormat(f32, _decode_f32, _encode_f32),
         StorageFormat(f16, _decode_f16, _encode_f16),
         StorageFormat(bf16, _decode_bf16, _encode_bf16),
+        StorageFormat(bf16_act, _decode_bf16, _encode_bf16),
         *_WEIGHTS,
         *(_activation(dtype, q8_act) for dtype in (q8_act, q8x2_act)),
         *(_activation(dtype, q8k_act) for dtype in (q8k_act, q8kx2_act)),

@@ -1,9 +1,10 @@
-"""Precision `fast`: products with block-quantised weights run on int8 activations, as llama.cpp does.
+"""Precision `fast`: products with block-quantised weights run on int8 activations, those with bfloat16 on bfloat16.
 
-Each such `linear` gets its operand through `quantize`; readers of one value share it. A product whose result leaves the
-graph (logits, an embedding) gets two int8 terms: its rounding goes into the answer as it is, and it runs for few rows,
-where the weights are what takes the time. A norm or an elementwise loop whose only reader is `quantize` then writes the
-quantised form itself. Next: `rlx/lir/lower.py`.
+llama.cpp does the same. Each such `linear` gets its operand through `quantize`; readers of one value share it. A
+product whose result leaves the graph (logits, an embedding) gets two int8 terms, or keeps float32 where its weight is
+bfloat16: its rounding goes into the answer as it is, and it runs for few rows, where the weights are what takes the
+time. A norm or an elementwise loop whose only reader is `quantize` then writes the quantised form itself. Next:
+`rlx/lir/lower.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from rlx.core.backend import Backend
 from rlx.core.dtype import DType, activation_format, f32
 from rlx.core.graph import Graph, GraphBuilder, Node, Value
-from rlx.ops.op import Emitter
+from rlx.ops.op import Emitter, static_axis
 
 
 def quantize_activations(graph: Graph, backend: Backend) -> Graph:
@@ -20,8 +21,9 @@ def quantize_activations(graph: Graph, backend: Backend) -> Graph:
     final = final_values(graph)
     quantised: dict[tuple[Value, DType], Value] = {}
     for node in graph.nodes:
-        if node.op == "linear" and node.inputs[0].type.dtype == f32 and backend.quantizes(node.inputs[1].type.dtype):
-            x, dtype = node.inputs[0], activation_format(node.inputs[1].type.dtype, 2 if node.output in final else 1)
+        dtype = _activation(node, backend, final)
+        if dtype != f32:
+            x = node.inputs[0]
             if (x, dtype) not in quantised:
                 quantised[x, dtype] = Emitter(builder, node.location)("quantize", x, dtype=dtype)
             inputs = (quantised[x, dtype], *node.inputs[1:])
@@ -30,6 +32,15 @@ def quantize_activations(graph: Graph, backend: Backend) -> Graph:
         else:
             builder.nodes.append(node)
     return builder.build()
+
+
+def _activation(node: Node, backend: Backend, final: set[Value]) -> DType:
+    """The format for the operand of a product; float32 for what stays as it is."""
+    if node.op != "linear" or node.inputs[0].type.dtype != f32 or not backend.quantizes(node.inputs[1].type.dtype):
+        return f32
+    dtype = activation_format(node.inputs[1].type.dtype, 2 if node.output in final else 1)
+    # rows of bfloat16 weights need not be whole blocks
+    return f32 if static_axis(node.inputs[1].type, 1, "in") % dtype.block_size else dtype
 
 
 def final_values(graph: Graph) -> set[Value]:

@@ -15,6 +15,7 @@ from rlx.core.dtype import (
     WITHOUT_INTEGERS,
     activation_format,
     bf16,
+    bf16_act,
     f16,
     f32,
     q4_0,
@@ -91,6 +92,9 @@ def _linear_samples() -> Sequence[Sample]:
         k = 2 * weight.block_size
         pair = (TensorType(activation_format(weight, 2), (seq, k)), TensorType(weight, (48, k)))
         cases.append(Sample(f"{weight}_q8x2_{rows}", pair, {}, {"seq": rows}, tolerance=4e-6))
+    for rows, out in ((1, 48), (13, 40)):
+        pair = (TensorType(bf16_act, (seq, 64)), TensorType(bf16, (out, 64)))
+        cases.append(Sample(f"bf16_act_{rows}x{out}", pair, {}, {"seq": rows}, tolerance=4e-6))
     bias = (TensorType(f32, (seq, 33)), TensorType(f32, (17, 33)), TensorType(f32, (17,)))
     cases.append(Sample("bias_odd", bias, {}, {"seq": 6}, tolerance=4e-6))
     batch = (TensorType(f32, (2, seq, 32)), TensorType(DTYPES["q4_0"], (16, 32)))

@@ -9,7 +9,7 @@ from rlx.backends.cpu.kernels.formats import FORMATS
 from rlx.backends.cpu.kernels.registry import KERNELS
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
-from rlx.core.dtype import DType
+from rlx.core.dtype import DType, bf16
 from rlx.core.graph import Node
 from rlx.errors import UnsupportedOpError
 
@@ -50,5 +50,7 @@ class CpuBackend:
         )
 
     def quantizes(self, weight: DType) -> bool:
-        """True for formats with an integer form."""
+        """True for formats with an integer form, and bfloat16 where the target multiplies it."""
+        if weight == bf16:
+            return self.target.bf16
         return weight.name in FORMATS and FORMATS[weight.name].has_integers

@@ -7,6 +7,7 @@ from rlx.backends.cpu.kernels import (
     embedding,
     layer_norm,
     linear,
+    linear_float,
     matmul,
     movement,
     packed_attention,
@@ -17,6 +18,7 @@ from rlx.backends.cpu.kernels import (
 
 FAMILIES = (
     linear,
+    linear_float,
     embedding,
     rows,
     layer_norm,

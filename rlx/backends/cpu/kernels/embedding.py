@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rlx.backends.cpu.emit import F32, I32, I64
-from rlx.backends.cpu.kernels.formats import FORMATS
+from rlx.backends.cpu.kernels.formats import FORMATS, format_name
 from rlx.backends.cpu.kernels.movement import copy_row
 from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
 from rlx.backends.cpu.target import Target
@@ -22,7 +22,7 @@ def _why_not(node: Node, target: Target) -> str | None:
 def _plan(node: Node, target: Target) -> KernelPlan:
     tokens, table = node.inputs[0].type, node.inputs[1].type
     rows, k = static_axis(table, 0, "rows"), static_axis(table, 1, "hidden")
-    config: dict[str, Setting] = {"weight": table.dtype.name, "scale": float_attr(node.attrs, "scale")}
+    config: dict[str, Setting] = {"weight": format_name(table), "scale": float_attr(node.attrs, "scale")}
     return KernelPlan("rows", config, (k, rows), tokens.num_elements, {1: "rows16"})
 
 

@@ -1,7 +1,8 @@
 """How each weight format lies in memory for the kernels (layout `rows16`), and how it is unpacked.
 
-Groups of 16 output rows, one row per vector lane; K is walked in order, in blocks of one k for float weights (16
-elements each) and as `formats_blocks.py` says for quantised ones. Next: `formats_blocks.py`, then `linear.py`.
+Groups of 16 output rows, one row per vector lane; K is walked in order, in blocks of one k for float32 and half (16
+elements each), of two for bfloat16 (a pair in a 32-bit lane, unless the rows are odd), and as `formats_blocks.py` says
+for quantised formats. Next: `formats_blocks.py`, then `linear.py`.
 
 A new quantised format is a `DType`, a `BlockFormat` in `core/storage_blocks.py` (how a block splits), a `BlockLayout`
 in `formats_blocks.py` or `formats_tables.py` (how its scales are read), and its number in `io/ggml_types.py`; the
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.backends.cpu.emit import F32, I16, LANES, Emit, Val, vec
+from rlx.backends.cpu.emit import F32, I16, LANES, VF, VI, Emit, Val, vec
 from rlx.backends.cpu.kernels.formats_blocks import CHUNK, LAYOUTS, BlockLayout, Place
 from rlx.backends.cpu.kernels.formats_tables import TABLE_LAYOUTS
 from rlx.core.dtype import DType, bf16, f16, f32
+from rlx.core.type import TensorType
 
 Bytes = NDArray[np.uint8]
 
@@ -69,6 +71,11 @@ class WeightFormat:
                 with e.loop(0, layout.chunks) as index:
                     yield layout.place(e, address, index), block * layout.chunks + index
 
+    def words(self, e: Emit, address: Val) -> list[Val]:
+        """The float32 values of 16 rows for each k of a block of a float format."""
+        place = Place(address, address, address, e.i64(0))
+        return [self.floats(e, place, k) for k in range(self.block)]
+
 
 def pack_rows16(dtype: DType, raw: Bytes, shape: tuple[int, ...]) -> Bytes:
     """A weight [rows, k], or a vector [k], as the file has it, in the layout; a last group is filled up with zeros."""
@@ -76,13 +83,24 @@ def pack_rows16(dtype: DType, raw: Bytes, shape: tuple[int, ...]) -> Bytes:
     matrix = raw.reshape(rows, -1)
     if rows % LANES:
         matrix = np.concatenate([matrix, np.zeros((-rows % LANES, matrix.shape[1]), np.uint8)])
-    return FORMATS[dtype.name].pack(matrix)
+    return find_format(format_name(TensorType(dtype, shape))).pack(matrix)
 
 
 def packed_bytes(dtype: DType, shape: tuple[int, ...]) -> int:
     """The size of a packed weight [rows, k]."""
-    fmt = FORMATS[dtype.name]
+    fmt = find_format(format_name(TensorType(dtype, shape)))
     return -(-shape[0] // LANES) * (shape[1] // fmt.block) * fmt.block_bytes
+
+
+def format_name(weight: TensorType) -> str:
+    """What `find_format` knows the layout of a weight [rows, k] or vector [k] by."""
+    last = weight.shape[-1]
+    return "bf16_odd" if weight.dtype == bf16 and isinstance(last, int) and last % 2 else weight.dtype.name
+
+
+def find_format(name: str) -> WeightFormat:
+    """The format that `format_name` names."""
+    return _ODD_BF16 if name == "bf16_odd" else FORMATS[name]
 
 
 def _pack_words(words: int) -> Callable[[Bytes], Bytes]:
@@ -153,12 +171,28 @@ def _plain(dtype: DType, element: Any, convert: Callable[[Emit, Val], Val]) -> W
     return WeightFormat(dtype, 1, LANES * dtype.block_bytes, pack, floats, row)
 
 
+def _paired_bf16() -> WeightFormat:
+    """Pairs of k as 32-bit words, the first k in the low half: what the dot products of bfloat16 take."""
+
+    def floats(e: Emit, place: Place, k: int) -> Val:
+        words = e.load(place.quants, VI)
+        return (words & -65536 if k else words << 16).bitcast(VF)
+
+    def row(e: Emit, place: Place, lane: Val) -> list[Val]:
+        return [e.bf16_to_float(e.load(place.quants, vec(I16, 2), lane * 2))]
+
+    return WeightFormat(bf16, 2, 2 * LANES * bf16.block_bytes, _pack_words(1), floats, row, chunk=2)
+
+
 FORMATS: dict[str, WeightFormat] = {
     fmt.dtype.name: fmt
     for fmt in (
         _plain(f32, F32, lambda e, x: x),
         _plain(f16, I16, lambda e, x: e.half_to_float(x)),
-        _plain(bf16, I16, lambda e, x: e.bf16_to_float(x)),
+        _paired_bf16(),
         *(_quantised(name, layout) for name, layout in (LAYOUTS | TABLE_LAYOUTS).items()),
     )
 }
+"""By the name of the element type or storage format."""
+
+_ODD_BF16 = _plain(bf16, I16, lambda e, x: e.bf16_to_float(x))

@@ -5,8 +5,8 @@
         for each of the groups
           for each block of k:   accumulate 16 outputs x rows, in registers
 
-Each output is reduced in one order, and the tile does not enter into it. Float weights: one fused multiply-add per k.
-Next: `linear_integer.py`, which says how it is for integers.
+Each output is reduced in one order, and the tile does not enter into it. Here are the loops for quantised activations.
+Next: `linear_integer.py`, which says what an output is; `linear_float.py` for float activations.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import TypeAlias
 from rlx.backends.cpu.emit import F32, LANES, VF, Emit, Val
 from rlx.backends.cpu.kernels.formats import FORMATS, WeightFormat
 from rlx.backends.cpu.kernels.linear_integer import integer_tile
-from rlx.backends.cpu.kernels.registry import Body, Setting, When, kernel
+from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.tiles import TILE_ROWS
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
-from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, activation_format, f32
+from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, activation_format
 from rlx.core.graph import Node
 from rlx.ops.op import static_axis
 
@@ -34,20 +34,15 @@ Tile: TypeAlias = Callable[[Emit, Sequence[Val], Val, Val], list[Val]]
 """(e, addresses of the rows, address of the weights of 16 outputs, blocks) to 16 results for each row."""
 
 
-def _why_not(quantised: bool) -> When:
-    def when(node: Node, target: Target) -> str | None:
-        x, weight = node.inputs[0].type, node.inputs[1].type
-        if weight.dtype.name not in FORMATS:
-            return f"there is no layout for {weight.dtype} weights"
-        if (x.dtype.name in ACTIVATION_TERMS) != quantised:
-            return f"x is {x.dtype}"
-        if quantised and not FORMATS[weight.dtype.name].has_integers:
-            return f"a {weight.dtype} weight has no integer form"
-        if quantised and x.dtype != (needed := activation_format(weight.dtype, ACTIVATION_TERMS[x.dtype.name])):
-            return f"x is {x.dtype}, and a {weight.dtype} weight takes {needed}"
-        return None
-
-    return when
+def _why_not(node: Node, target: Target) -> str | None:
+    x, weight = node.inputs[0].type, node.inputs[1].type
+    if weight.dtype.name not in FORMATS or not FORMATS[weight.dtype.name].has_integers:
+        return f"a {weight.dtype} weight has no integer form"
+    if x.dtype.name not in ACTIVATION_TERMS:
+        return f"x is {x.dtype}"
+    if x.dtype != (needed := activation_format(weight.dtype, ACTIVATION_TERMS[x.dtype.name])):
+        return f"x is {x.dtype}, and a {weight.dtype} weight takes {needed}"
+    return None
 
 
 def _plan(node: Node, target: Target) -> KernelPlan:
@@ -59,15 +54,14 @@ def _plan(node: Node, target: Target) -> KernelPlan:
         "bias": len(node.inputs) == 3,
         "partial": bool(out % LANES),
     }
-    variant = "integer" if x.dtype.is_packed else "float"
-    return KernelPlan(variant, config, (product(x.shape[:-1]), k, out), -(-out // LANES), {1: "rows16"})
+    return KernelPlan("integer", config, (product(x.shape[:-1]), k, out), -(-out // LANES), {1: "rows16"})
 
 
 @kernel(
     "linear",
     "integer",
     help="int8 activations times weights of 2 to 8 bits, 32-bit sums per block",
-    when=_why_not(quantised=True),
+    when=_why_not,
     plan=_plan,
 )
 def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
@@ -79,19 +73,6 @@ def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
             row_tiles = (TILE_ROWS, *row_tiles)
         tile = partial(integer_tile, activation, fmt.layout)
         _build(body, config, fmt, activation.block_bytes, tile, row_tiles)
-
-
-@kernel(
-    "linear",
-    "float",
-    help="float32 activations, weights unpacked to float32 in registers",
-    when=_why_not(quantised=False),
-    plan=_plan,
-)
-def build_float(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: x f32 [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
-    fmt = FORMATS[str(config["weight"])]
-    _build(body, config, fmt, fmt.block * f32.block_bytes, partial(_float_tile, fmt), body.e.target.row_tiles)
 
 
 def _build(
@@ -122,19 +103,21 @@ def _build(
                     results = tile(e, addresses, e.at(weight, group * group_bytes), blocks)
                     column = group * LANES
                     left = columns - column
-                    bias = _load_columns(e, e.at(body.buffer(2), column, F32), left, config) if config["bias"] else None
+                    bias = load_columns(e, e.at(body.buffer(2), column, F32), left, config) if config["bias"] else None
                     for r, result in enumerate(results):
                         total = result if bias is None else result + bias
-                        _store_columns(e, total, e.at(out, (row + r) * columns + column, F32), left, config)
+                        store_columns(e, total, e.at(out, (row + r) * columns + column, F32), left, config)
                 done.set(row + tile_rows)
         first.set(end)
 
 
-def _load_columns(e: Emit, address: Val, left: Val, config: Mapping[str, Setting]) -> Val:
+def load_columns(e: Emit, address: Val, left: Val, config: Mapping[str, Setting]) -> Val:
+    """16 outputs, or the `left` that there are; zero in the other lanes."""
     return e.masked_load(address, VF, e.tail_mask(left)) if config["partial"] else e.load(address, VF)
 
 
-def _store_columns(e: Emit, value: Val, address: Val, left: Val, config: Mapping[str, Setting]) -> None:
+def store_columns(e: Emit, value: Val, address: Val, left: Val, config: Mapping[str, Setting]) -> None:
+    """Store 16 outputs, or the `left` that there are."""
     if not config["partial"]:
         e.store(value, address)
         return
@@ -143,18 +126,3 @@ def _store_columns(e: Emit, value: Val, address: Val, left: Val, config: Mapping
             e.store(value, address)
         with part:
             e.masked_store(value, address, e.tail_mask(left))
-
-
-def _float_tile(fmt: WeightFormat, e: Emit, x: Sequence[Val], weight: Val, blocks: Val) -> list[Val]:
-    sums = [e.var(0.0, VF) for _ in x]
-    with fmt.chunks(e, weight, blocks) as (place, number):
-        rows = [e.at(row, number * fmt.chunk, F32) for row in x]
-        totals = [total.get() for total in sums]
-        for k in range(fmt.chunk):
-            values = fmt.floats(e, place, k)
-            totals = [
-                e.fma(values, e.splat(e.load(row, F32, k)), total) for row, total in zip(rows, totals, strict=True)
-            ]
-        for variable, total in zip(sums, totals, strict=True):
-            variable.set(total)
-    return [total.get() for total in sums]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rlx.backends.cpu.emit import F32, I32, I64, LANES, Val, ir, vec
-from rlx.backends.cpu.kernels.formats import FORMATS
+from rlx.backends.cpu.kernels.formats import FORMATS, find_format, format_name
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
@@ -189,7 +189,7 @@ def _dequantize_why_not(node: Node, target: Target) -> str | None:
 
 def _plan_dequantize(node: Node, target: Target) -> KernelPlan:
     x = node.inputs[0].type
-    config: dict[str, Setting] = {"weight": x.dtype.name}
+    config: dict[str, Setting] = {"weight": format_name(x)}
     return KernelPlan("rows", config, (static_axis(x, -1, "k"),), product(x.shape[:-1]), {0: "rows16"})
 
 
@@ -203,7 +203,7 @@ def build_dequantize(body: Body, config: Mapping[str, Setting]) -> None:
 
 def copy_row(body: Body, weight: str, table: Val, row: Val, target: Val, k: Val, scale: float | None) -> None:
     """One row of a `rows16` table as float32, times `scale`."""
-    e, fmt = body.e, FORMATS[weight]
+    e, fmt = body.e, find_format(weight)
     blocks = k // fmt.block
     group = e.at(table, (row // LANES) * blocks * fmt.block_bytes)
     lane = row % LANES

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from rlx.backends.cpu.emit import F32, I8, I16, LANES, VF, VI, Emit, Val
-from rlx.core.dtype import ACTIVATION_TERMS, DType, q8_act, q8k_act
+from rlx.core.dtype import ACTIVATION_TERMS, DType, bf16_act, q8_act, q8k_act
 
 ValuesAt: TypeAlias = Callable[[Val], Val]
 """Gives 16 float32 of a block, from an element (i64, a multiple of 16) on."""
@@ -19,6 +19,10 @@ ValuesAt: TypeAlias = Callable[[Val], Val]
 def store_quantised(e: Emit, values_at: ValuesAt, address: Val, dtype: DType) -> None:
     """One block in all terms of a format, each of which holds what the one before left over."""
     terms = ACTIVATION_TERMS[dtype.name]
+    if dtype == bf16_act:
+        for start in range(0, dtype.block_size, LANES):
+            e.store(e.float_to_bf16(values_at(e.i64(start))), address, start)
+        return
     if dtype.block_size == q8_act.block_size:
         values = [values_at(e.i64(start)) for start in (0, LANES)]
         for term in range(terms):
