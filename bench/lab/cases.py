@@ -14,21 +14,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlx.backends.cpu.target import resolve
 from rlx.core.dim import Dim
-from rlx.core.dtype import DTYPES, PACKED_WEIGHTS, DType, bf16, f16, f32, i32, q4_0, q8_act
+from rlx.core.dtype import (
+    DTYPES,
+    GGUF_WEIGHTS,
+    WITHOUT_INTEGERS,
+    DType,
+    activation_format,
+    bf16,
+    bf16_act,
+    f16,
+    f32,
+    i32,
+    q4_0,
+    q8_act,
+)
 from rlx.core.graph import Graph, GraphBuilder, Value
 from rlx.core.storage import STORAGE_FORMATS, decode, encode
 from rlx.core.storage_blocks import BLOCK_FORMATS
 from rlx.core.type import TensorType, tensor
 from rlx.flow.profile import Profile
-from rlx.ops.attention import cache_types
 from rlx.ops.op import REGISTRY, Emitter
+from rlx.ops.paged_attention import cache_types
 
 Array = NDArray[Any]
 STREAMED = 160_000_000  # bytes of operands that no cache holds
 HIDDEN, FFN = 2048, 8192
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 64
-FORMATS = (f32, f16, bf16, *PACKED_WEIGHTS)
+FORMATS = (f32, f16, bf16, *GGUF_WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +197,11 @@ def linear(rows: int, out: int, k: int, dtype: DType) -> Built:
     x = floats(rows, k)
     given: Array = x
     act = f32
-    if dtype.is_packed:
-        act, given = q8_act, encode(q8_act, x).reshape(rows, -1)
-        x = decode(q8_act, given.reshape(-1), x.shape).astype(np.float32)
+    integers = dtype.is_packed and dtype not in WITHOUT_INTEGERS
+    if integers or (dtype == bf16 and resolve("native").bf16):
+        act = activation_format(dtype, 1) if integers else bf16_act
+        given = encode(act, x).reshape(rows, -1)
+        x = decode(act, given.reshape(-1), x.shape).astype(np.float32)
     copies = -(-STREAMED // raw.nbytes) if rows < 64 else 1
     builder = _Builder("linear")
     value = builder.input("x", TensorType(act, (Dim("rows", max=1024), k)))
@@ -206,7 +222,7 @@ def linear(rows: int, out: int, k: int, dtype: DType) -> Built:
         tolerance=4e-3 if dtype == bf16 else 1e-5,
         weights=builder.weights,
         copies=copies,
-        peak="int8" if dtype.is_packed else "bf16" if dtype == bf16 else "f32",
+        peak="int8" if integers else "bf16" if dtype == bf16 else "f32",
     )
 
 

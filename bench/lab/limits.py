@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rlx.backends.cpu.dot import dot4
 from rlx.backends.cpu.emit import I8, I32, I64, VF, VI, Emit, Val, ir, vec
 from rlx.backends.cpu.kernels.registry import KERNELS, Body, KernelDef, Setting, always
 from rlx.backends.cpu.llvm import binding
@@ -228,7 +229,7 @@ def _bf16_dot(e: Emit, total: Val, left: Val, right: Val) -> Val:
 _OPERATIONS: dict[str, Callable[[Emit, Val, Val, Val], Val]] = {
     # total * left + right with zeros: not total + left * right, whose product LLVM would compute once
     "f32": lambda e, total, left, right: e.fma(total, left.bitcast(VF), right.bitcast(VF)),
-    "int8": lambda e, total, left, right: e.dot4(total, left, right, small=True),
+    "int8": lambda e, total, left, right: dot4(e, total, left, right, small=True),
     "bf16": _bf16_dot,
 }
 
