@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from rlx.backends.cpu.dot import dot4
-from rlx.backends.cpu.emit import I8, I32, I64, VF, VI, Emit, Val, ir, vec
+from rlx.backends.cpu.emit import I8, I32, I64, VF, VI, Emit, Val, vec
 from rlx.backends.cpu.kernels.registry import KERNELS, Body, KernelDef, Setting, always
-from rlx.backends.cpu.llvm import binding
 from rlx.backends.cpu.module import CpuModule, aligned
-from rlx.backends.cpu.target import Target, host
+from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import Dim
 from rlx.core.dtype import f32, i64, u8
@@ -78,7 +77,7 @@ def measure_limits(
             l2=bandwidth(threads * (512 << 10)),
             f32=peak(target, "f32", 32),
             int8=peak(target, "int8", 128),
-            bf16=peak(_with_bf16(target), "bf16", 64) if _has_bf16(target) else None,
+            bf16=peak(target, "bf16", 64) if target.bf16 else None,
         )
 
 
@@ -100,14 +99,6 @@ class DramProbe:
         """End the threads."""
         for meter in self._meters:
             meter.close()
-
-
-def _has_bf16(target: Target) -> bool:
-    return target.name == "avx512" and "avx512bf16" in host().features
-
-
-def _with_bf16(target: Target) -> Target:
-    return replace(target, features=f"{target.features},+avx512bf16")
 
 
 def _bandwidth(target: Target, threads: int, nbytes: int, streams: int, run_seconds: float) -> float:
@@ -219,25 +210,17 @@ def _build_peak(body: Body, config: Mapping[str, Setting]) -> None:
         e.store(total, e.at(body.buffer(1), index * 64, I8))
 
 
-def _bf16_dot(e: Emit, total: Val, left: Val, right: Val) -> Val:
-    """vdpbf16ps by its name: 32 products of bfloat16, added in pairs to 16 float32."""
-    type_ = ir.FunctionType(VF, [VF, VI, VI])
-    assembly = ir.InlineAsm(type_, "vdpbf16ps $3, $2, $0", "=v,0,v,v", side_effect=False)
-    return Val(e, e.b.call(assembly, [total.v, left.v, right.v]))
-
-
 _OPERATIONS: dict[str, Callable[[Emit, Val, Val, Val], Val]] = {
     # total * left + right with zeros: not total + left * right, whose product LLVM would compute once
     "f32": lambda e, total, left, right: e.fma(total, left.bitcast(VF), right.bitcast(VF)),
     "int8": lambda e, total, left, right: dot4(e, total, left, right, small=True),
-    "bf16": _bf16_dot,
+    "bf16": lambda e, total, left, right: e.dot_bf16(total, left, right),
 }
 
 
 @contextmanager
 def _registered() -> Generator[None]:
     """The kernels of this file in the table of kernels, for as long as they are needed: they belong to no op."""
-    binding().initialize_native_asmparser()  # for the instruction that is written as text
     plan = KernelPlan("limit", {}, (), 1)
     KERNELS["limit"] = [
         KernelDef("limit", name, "", always, lambda node, target: plan, build)
