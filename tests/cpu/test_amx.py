@@ -20,7 +20,7 @@ from rlx.backends.cpu.module import CpuModule
 from rlx.backends.cpu.target import Target, describe
 from rlx.compiler import compile_graph
 from rlx.core.dim import Dim
-from rlx.core.dtype import PACKED_WEIGHTS, DType, activation_format
+from rlx.core.dtype import PACKED_WEIGHTS, WITHOUT_INTEGERS, DType, activation_format
 from rlx.core.graph import Graph
 from rlx.core.storage import encode
 from rlx.core.type import TensorType, tensor
@@ -29,7 +29,8 @@ from rlx.runtime.executable import Executable
 from tests.cpu.compiling import TARGETS, compiled, one_op, same_bits
 from tests.cpu.test_block_formats import OUT, weight_of, width_of
 
-every_format = pytest.mark.parametrize("dtype", PACKED_WEIGHTS, ids=str)
+INTEGERS = [dtype for dtype in PACKED_WEIGHTS if dtype not in WITHOUT_INTEGERS]
+every_format = pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 
 
 def product_graph(dtype: DType) -> tuple[Graph, DictWeights]:

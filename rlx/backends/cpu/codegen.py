@@ -7,6 +7,7 @@ What is compiled is kept on disk by content: the kernels, the target, the versio
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,8 @@ def emit_module(kernels_: Sequence[Kernel], target: Target) -> str:
     for index, kernel in enumerate(kernels_):
         _emit_kernel(module, function_name(index, kernel), kernel, target)
     emit_runtime(module, target)
-    return str(module)
+    # without it LLVM makes calls to memset and memcpy of loops, and an object that needs another library is not linked
+    return re.sub(r"^(define .*)$", r'\1 "no-builtins"', str(module), flags=re.MULTILINE)
 
 
 def _emit_kernel(module: Any, name: str, kernel: Kernel, target: Target) -> None:
