@@ -60,12 +60,13 @@ def test_stop_string(fake, run):
 
 def test_flags_reach_the_loader(fake, run):
     flags = ["--threads", "2", "--precision", "exact", "--context", "64", "--target", "avx2"]
-    flags += ["--profile", "fast.toml"]
+    flags += ["--profile", "fast.toml", "--kv-cache", "q8_0"]
     assert run("generate", "x", "-m", "some.gguf", *flags).code == 0
     assert fake.references == ["some.gguf"]
     progress = fake.keywords.pop("progress")
     assert callable(progress)
     expected_keywords = {"threads": 2, "precision": "exact", "context": 64, "target": "avx2", "profile": "fast.toml"}
+    expected_keywords["kv_cache"] = "q8_0"
     assert fake.keywords == expected_keywords
 
 

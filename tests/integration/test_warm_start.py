@@ -38,9 +38,9 @@ def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     made: list[Path] = []
     parts = loading._parts
 
-    def counted(path: Path, *arguments: Any) -> Any:
-        made.append(path)
-        return parts(path, *arguments)
+    def counted(checkpoint: Any, *arguments: Any) -> Any:
+        made.append(checkpoint.path)
+        return parts(checkpoint, *arguments)
 
     monkeypatch.setattr(loading, "_parts", counted)
     return made
