@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Size
-from rlx.core.dtype import DType, bf16, f16, f32, i32, q8_0
+from rlx.core.dtype import ACTIVATION_TERMS, DType, bf16, bf16_act, f16, f32, i32, q8_0, q8_act, q8x2_act
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
@@ -27,6 +27,7 @@ from rlx.ops.op import (
     check_arity,
     check_index,
     int_attr,
+    lookup,
     register,
     static_axis,
 )
@@ -234,7 +235,10 @@ def _infer_paged_attention(types: Types, attrs: Attrs) -> Types:
         raise ShapeError("q has to be f32[tokens, heads*head_dim] over the heads of the cache", found=str(q))
     if attrs["products"] not in PRODUCTS:
         raise ShapeError("unknown products", found=repr(attrs["products"]), expected=" or ".join(PRODUCTS))
-    return (q,)
+    result = attrs["result"]
+    if not isinstance(result, DType) or (result != f32 and result.name not in ACTIVATION_TERMS):
+        raise ShapeError("the result is float32 or in an activation format", found=str(result))
+    return (q.with_dtype(result),)
 
 
 def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
@@ -251,7 +255,9 @@ def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, An
         keys, values = (x[pages].swapaxes(1, 2).reshape(-1, width) for x in (all_keys, all_values))
         seen = causal_mask(np.array([position]), np.arange(len(keys)), attrs["window"])
         result[row : row + 1] = grouped_attention(q[row : row + 1], keys, values, seen, attrs)
-    return (result,)
+    if attrs["result"] == f32:
+        return (result,)
+    return lookup("quantize").reference((result,), {"dtype": attrs["result"]})
 
 
 def _paged_attention_samples() -> Sequence[Sample]:
@@ -266,7 +272,9 @@ def _paged_attention_samples() -> Sequence[Sample]:
     # bfloat16 has 8 bits: a weight is off by 2^-9 at most, and a score of a few units by some 2^-8
     products = case("bf16_products", bf16, 2**-6, products="bf16")
     formats = (case("f16", f16), case("bf16", bf16), case("q8_0", q8_0), products)
-    return (*plain, *formats, case("shared", page_step=3, page_offset=1))
+    # the last bit of a value may round it to the next level of its block
+    rounded = [case(str(dtype), f32, 1 / 126, result=dtype) for dtype in (q8_act, q8x2_act, bf16_act)]
+    return (*plain, *formats, *rounded, case("shared", page_step=3, page_offset=1))
 
 
 paged_attention = register(
@@ -281,6 +289,7 @@ paged_attention = register(
             *HEAD_ATTRIBUTES,
             CACHE_DTYPE,
             Attribute("products", "f32, or bf16 where rounding is fine", "f32"),
+            Attribute("result", "f32, or the activation format that rows are rounded to", f32),
             *PAGE_ATTRIBUTES,
         ),
     )
