@@ -2,7 +2,7 @@
 
 The sum is made in the registers that hold the product, so a step and a pass over its rows are saved; a float32 sum of
 two does not depend on their order, and the bits stay. It runs before `fuse_elementwise.py`, which would take sums into
-longer loops.
+longer loops. Next: `fuse_rope.py`.
 """
 
 from __future__ import annotations

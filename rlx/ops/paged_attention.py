@@ -151,17 +151,26 @@ def _pages(table: Array, attrs: Mapping[str, Any], count: int) -> Array:
 
 
 def _infer_cache_append(types: Types, attrs: Attrs) -> Types:
-    check_arity(types, 7)
+    check_arity(types, 7, 9)
     _check_pages(attrs)
     k_cache, v_cache, k, v = types[:4]
-    heads, head_dim, _ = _check_cache(k_cache, v_cache, attrs, types[4:])
+    heads, head_dim, _ = _check_cache(k_cache, v_cache, attrs, types[4:7])
+    if (attrs["rotation"] is None) != (len(types) == 7):
+        raise ShapeError("a rotation of the keys goes with tables", found=repr(attrs["rotation"]))
+    if len(types) == 9:
+        lookup("rope").infer((k, *types[7:]), {"num_heads": heads, "style": attrs["rotation"]})
+        if types[7].shape[0] != types[4].shape[0]:
+            raise ShapeError("the tables have a row for each token", found=str(types[7]), expected=str(types[4].shape))
     if k != TensorType(f32, (types[4].shape[0], heads * head_dim)) or v != k:
         raise ShapeError("k and v have to be f32[tokens, kv_heads*head_dim]", found=f"{k} and {v}")
     return (k_cache, v_cache)
 
 
 def _reference_cache_append(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
-    k_cache, v_cache, k, v, positions, sequences, page_table = inputs
+    k_cache, v_cache, k, v, positions, sequences, page_table = inputs[:7]
+    if len(inputs) == 9:
+        rope = {"num_heads": k_cache.shape[1], "style": attrs["rotation"]}
+        (k,) = lookup("rope").reference((k, *inputs[7:]), rope)
     keys, values = (x.copy() for x in read_cache(k_cache, v_cache, attrs["dtype"]))
     page_size = keys.shape[2]
     check_index(sequences, len(page_table), "a sequence")
@@ -210,18 +219,25 @@ def _cache_append_samples() -> Sequence[Sample]:
     kv = TensorType(f32, (SEQ, 32))
     shared = (*cache_types(18, 2, 16, 16), kv, kv, *_SAMPLE_INDEX)
     attrs = {"page_step": 3, "page_offset": 2}
+    for rotation in ("half", "interleaved"):
+        types = (*cache_types(6, 2, 16, 16), kv, kv, *_SAMPLE_INDEX, *[TensorType(f32, (SEQ, 6))] * 2)
+        cases.append(Sample(f"rotated_{rotation}", types, {"rotation": rotation}, {"seq": 7}, arrays=arrays))
     return (*cases, Sample("shared", shared, attrs, {"seq": 7}, arrays=arrays))
 
 
 cache_append = register(
     OpDef(
         "cache_append",
-        "Write the keys and values of the step's tokens to their pages; a program does it in place.",
+        "Write the keys (rotated, with tables) and values of the tokens to their pages; a program does it in place.",
         _infer_cache_append,
         _reference_cache_append,
         Missing("primitive"),
         _cache_append_samples,
-        (CACHE_DTYPE, *PAGE_ATTRIBUTES),
+        (
+            CACHE_DTYPE,
+            Attribute("rotation", "style of the rope by the last two operands, tables", None),
+            *PAGE_ATTRIBUTES,
+        ),
     )
 )
 

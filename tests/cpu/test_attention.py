@@ -187,6 +187,35 @@ def test_rows_are_rounded_as_quantize_does(shape: Shape, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [f32, f16, bf16, q8_0], ids=str)
+@pytest.mark.parametrize(("style", "half"), [("half", 16), ("half", 9), ("interleaved", 16), ("interleaved", 9)])
+def test_rotated_keys_are_those_that_rope_makes(style: str, half: int, dtype: DType, target: str) -> None:
+    heads, head_dim, rows = 2, 32, 5
+    rng = np.random.default_rng(3)
+    k, v = (rng.standard_normal((rows, heads * head_dim)).astype(np.float32) for _ in "kv")
+    tables = [rng.standard_normal((rows, half)).astype(np.float32) for _ in range(2)]
+    caches = cache_types(Dim("N"), heads, head_dim, PAGE, dtype)
+    index = (tensor(i32, Dim("T")), tensor(i32, Dim("T")), tensor(i32, Dim("S"), Dim("P")))
+    row, table = tensor(f32, Dim("T"), heads * head_dim), tensor(f32, Dim("T"), half)
+    types = dict(zip(("kc", "vc", "k", "v", "p", "s", "t"), (*caches, row, row, *index), strict=True))
+    rope = compiled(one_op("rope", {"k": row, "c": table, "s": table}, num_heads=heads, style=style), target)
+    append = compiled(one_op("cache_append", types, dtype=dtype), target)
+    both = compiled(one_op("cache_append", {**types, "c": table, "n": table}, dtype=dtype, rotation=style), target)
+    empty = [
+        stored(dtype, np.zeros([3 if i == 0 else int(n) for i, n in enumerate(c.shape)], np.float32)) for c in caches
+    ]
+    rest = {"v": v, "p": np.arange(13, 13 + rows, dtype=np.int32), "s": np.zeros(rows, np.int32)}
+    rest["t"] = np.array([[2, 0]], np.int32)
+    rotated = rope(k=k, c=tables[0], s=tables[1])["y0"]
+    expected = append(kc=empty[0].copy(), vc=empty[1].copy(), k=rotated, **rest)
+    found = both(kc=empty[0].copy(), vc=empty[1].copy(), k=k, c=tables[0], n=tables[1], **rest)
+    assert all(same_bits(found[name], expected[name]) for name in ("y0", "y1"))
+    assert found["y0"].any()
+    for exe in (rope, append, both):
+        exe.close()
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_threads_do_not_change_a_bit(target: str) -> None:
     shape = Shape(4, 2, 64)
     caches = Caches(shape, 0)

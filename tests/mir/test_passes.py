@@ -25,6 +25,7 @@ from rlx.flow.weights import DictWeights
 from rlx.hir.derive_step import derive_step
 from rlx.mir.fuse_elementwise import MAX_OPERATIONS, fuse_elementwise
 from rlx.mir.fuse_residual import fuse_residual
+from rlx.mir.fuse_rope import fuse_rope
 from rlx.mir.legalize import FREE, legalize
 from rlx.mir.quantize_activations import fuse_quantize, quantize_activations
 from rlx.ops.elementwise import parse_expression
@@ -85,6 +86,7 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
     "simplify": lambda graph: eliminate_dead(merge_common(graph)),
     "legalize": legal,
     "fuse_residual": lambda graph: fuse_residual(legal(graph), BACKEND),
+    "fuse_rope": lambda graph: fuse_rope(legal(graph), BACKEND),
     "fuse_elementwise": lambda graph: fuse_elementwise(legal(graph)),
     "quantize_activations": lambda graph: quantize_activations(fuse_elementwise(legal(graph)), BACKEND),
     "fuse_quantize": lambda graph: fuse_quantize(fuse_elementwise(legal(graph)), BACKEND),
@@ -321,6 +323,23 @@ def test_the_terms_of_an_ending_sum_of_products_do_not_depend_on_fusing() -> Non
         assert [n.inputs[0].type.dtype for n in after.nodes if n.op == "linear"] == [q8x2_act, q8x2_act]
 
 
+# ---- fuse_rope ----
+
+
+def test_keys_are_rotated_as_they_are_written() -> None:
+    after = fuse_rope(legal(step_graph()), BACKEND)
+    assert operands_of(after, "cache_append") == [9]
+    assert operands_of(after, "rope") == [3], "that of the queries"
+    assert print_graph(fuse_rope(after, BACKEND)) == print_graph(after)
+
+
+def test_keys_that_are_read_too_are_rotated_before() -> None:
+    graph = step_graph()
+    keys = next(node.inputs[2] for node in graph.nodes if node.op == "cache_append")
+    tapped = Graph(graph.name, graph.inputs, graph.nodes, (*graph.outputs, ("keys", keys)))
+    assert operands_of(fuse_rope(legal(tapped), BACKEND), "cache_append") == [7]
+
+
 # ---- quantize_activations, fuse_quantize ----
 
 
@@ -437,6 +456,6 @@ def test_a_backend_says_why_not(graph: Graph, words: list[str]) -> None:
 
 def test_golden_text(golden: Callable[[str, str], None]) -> None:
     graph, _ = quantised_step()
-    mir = fuse_elementwise(fuse_residual(legal(graph), BACKEND))
+    mir = fuse_elementwise(fuse_rope(fuse_residual(legal(graph), BACKEND), BACKEND))
     mir = fuse_quantize(quantize_activations(mir, BACKEND), BACKEND)
     golden("mir_llama_1_layer_step", print_graph(eliminate_dead(merge_common(mir)), locations=False))
