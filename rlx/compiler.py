@@ -28,6 +28,8 @@ from rlx.lir.plan_memory import plan_memory
 from rlx.lir.program import Program
 from rlx.lir.text import print_program
 from rlx.mir.fuse_elementwise import fuse_elementwise
+from rlx.mir.fuse_residual import fuse_residual
+from rlx.mir.fuse_rope import fuse_rope
 from rlx.mir.legalize import legalize
 from rlx.mir.quantize_activations import fuse_quantize, quantize_activations
 from rlx.mir.round_attention import round_attention
@@ -116,7 +118,8 @@ def compile_graph(
         backend: whose kernels to use.
         precision: "fast" quantises the activations of products with quantised weights and lets attention over a
             bfloat16 cache round to it, "exact" computes in float32.
-        fusion: whether to make one loop of several elementwise ops.
+        fusion: whether to make one loop of several elementwise ops, and one step of a product and a sum, or of
+            the rotation and the storing of keys.
     """
     stages = Stages(settings().dump)
     level = level_of(graph)
@@ -124,6 +127,8 @@ def compile_graph(
     hir = stages.run("simplify", level, hir, simplify)
     mir = stages.run("legalize", "mir", hir, lambda g: legalize(g, backend))
     if fusion:
+        mir = stages.run("fuse_residual", "mir", mir, lambda g: fuse_residual(g, backend))
+        mir = stages.run("fuse_rope", "mir", mir, lambda g: fuse_rope(g, backend))
         mir = stages.run("fuse_elementwise", "mir", mir, fuse_elementwise)
     if precision == "fast":
         mir = stages.run("quantize_activations", "mir", mir, lambda g: quantize_activations(g, backend))

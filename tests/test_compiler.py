@@ -61,7 +61,7 @@ def test_the_dump_holds_every_stage_in_order(precision: str, tmp_path: Path, mon
     monkeypatch.setenv("RLX_DUMP", str(folder))
     compile_graph(step_graph(), BACKEND, precision=precision)
     names = sorted(path.name for path in folder.iterdir())
-    passes = ["hir-input", "hir-simplify", "mir-legalize", "mir-fuse_elementwise"]
+    passes = ["hir-input", "hir-simplify", "mir-legalize", "mir-fuse_residual", "mir-fuse_rope", "mir-fuse_elementwise"]
     passes += ["mir-quantize_activations", "mir-fuse_quantize", "mir-round_attention"] if precision == "fast" else []
     passes += ["mir-simplify", "lir-lower", "lir-overlap_steps", "lir-plan_memory"]
     assert names == [f"{i:02d}-{name}.txt" for i, name in enumerate(passes)]

@@ -1,4 +1,4 @@
-"""Break every op the backend has no kernel for into ops it has. Next: `fuse_elementwise.py`.
+"""Break every op the backend has no kernel for into ops it has. Next: `fuse_residual.py`.
 
 Single scalar ops become `elementwise` expressions here, and operands that do not line up with the result are expanded
 by `broadcast`, so that later passes and kernels see one form.

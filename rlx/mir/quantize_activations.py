@@ -3,8 +3,8 @@
 llama.cpp does the same. Each such `linear` gets its operand through `quantize`; readers of one value share it. A
 product whose result leaves the graph (logits, an embedding) gets two int8 terms, or keeps float32 where its weight is
 bfloat16: its rounding goes into the answer as it is, and it runs for few rows, where the weights are what takes the
-time. A norm or an elementwise loop whose only reader is `quantize` then writes the quantised form itself. Next:
-`rlx/lir/lower.py`.
+time. A norm, an elementwise loop or an attention whose only reader is `quantize` then writes the quantised form itself.
+Next: `rlx/lir/lower.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from __future__ import annotations
 from rlx.core.backend import Backend
 from rlx.core.dtype import DType, activation_format, f32
 from rlx.core.graph import Graph, GraphBuilder, Node, Value
+from rlx.ops.linear import optional_operands
 from rlx.ops.op import Emitter, static_axis
+
+RESULT_FORMATS = {"rms_norm": "dtype", "elementwise": "dtype", "paged_attention": "result"}
+"""Ops that may write an activation format, and the attribute that says so."""
 
 
 def quantize_activations(graph: Graph, backend: Backend) -> Graph:
@@ -44,7 +48,7 @@ def _activation(node: Node, backend: Backend, final: set[Value]) -> DType:
 
 
 def final_values(graph: Graph) -> set[Value]:
-    """The outputs that no node reads, and what they alone are made of by elementwise ops and reshapes.
+    """The outputs that no node reads, and what they alone are made of by elementwise ops, sums and reshapes.
 
     An output that the graph goes on with (a tap of the residual stream) is not final: looking must not change anything.
     """
@@ -53,9 +57,17 @@ def final_values(graph: Graph) -> set[Value]:
         reads[value] = reads.get(value, 0) + 1
     final = {value for _, value in graph.outputs if value not in reads}
     for node in reversed(graph.nodes):
-        if node.op in ("elementwise", "reshape") and any(value in final for value in node.outputs):
-            final.update(value for value in node.inputs if reads[value] == 1)
+        if any(value in final for value in node.outputs):
+            summands = node.inputs if node.op in ("elementwise", "reshape") else _residual(node)
+            final.update(value for value in summands if reads[value] == 1)
     return final
+
+
+def _residual(node: Node) -> tuple[Value, ...]:
+    """What a product adds."""
+    if node.op != "linear" or not optional_operands(tuple(value.type for value in node.inputs))[1]:
+        return ()
+    return node.inputs[-1:]
 
 
 def fuse_quantize(graph: Graph, backend: Backend) -> Graph:
@@ -65,11 +77,12 @@ def fuse_quantize(graph: Graph, backend: Backend) -> Graph:
     dropped: set[Node] = set()
     for node in graph.nodes:
         producer = producers.get(node.inputs[0]) if node.op == "quantize" else None
-        if producer is None or uses[node.inputs[0]] != 1 or producer.attrs.get("dtype") != f32:
+        attribute = RESULT_FORMATS.get(producer.op) if producer is not None else None
+        if producer is None or attribute is None or uses[node.inputs[0]] != 1 or producer.attrs[attribute] != f32:
             continue
-        attrs = {**producer.attrs, "dtype": node.attrs["dtype"]}
+        attrs = {**producer.attrs, attribute: node.attrs["dtype"]}
         candidate = Node(producer.op, producer.inputs, attrs, node.outputs, producer.location)
-        if producer.op in ("rms_norm", "elementwise") and backend.why_not(candidate) is None:
+        if backend.why_not(candidate) is None:
             replaced[producer] = candidate
             dropped.add(node)
     nodes = tuple(replaced.get(node, node) for node in graph.nodes if node not in dropped)

@@ -24,6 +24,7 @@ from rlx.core.dtype import (
     q6_k,
     q8_0,
     q8_act,
+    q8k_act,
 )
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
@@ -33,7 +34,7 @@ from rlx.ops.op import Array, Cost, Emitter, Missing, OpDef, Sample, Types, chec
 
 
 def _infer_linear(types: Types, attrs: Attrs) -> Types:
-    check_arity(types, 2, 3)
+    check_arity(types, 2, 3, 4)
     x, weight = types[:2]
     if weight.rank != 2 or not all(isinstance(size, int) for size in weight.shape):
         raise ShapeError("a linear weight is a static matrix [out, in]", found=str(weight))
@@ -41,19 +42,36 @@ def _infer_linear(types: Types, attrs: Attrs) -> Types:
         raise ShapeError("the last axis of x has to be the weight's in size", found=f"x {x}, weight {weight}")
     if x.dtype != f32 and x.dtype.name not in ACTIVATION_TERMS:
         raise ShapeError("linear takes float32 or quantised activations", found=str(x))
-    if len(types) == 3 and types[2] != TensorType(f32, (weight.shape[0],)):
+    result = TensorType(f32, (*x.shape[:-1], weight.shape[0]))
+    has_bias, has_residual = optional_operands(types)
+    if has_bias and types[2] != TensorType(f32, (weight.shape[0],)):
         raise ShapeError("the bias has to be f32[out]", found=str(types[2]), expected=f"f32[{weight.shape[0]}]")
-    return (TensorType(f32, (*x.shape[:-1], weight.shape[0])),)
+    if has_residual and types[-1] != result:
+        raise ShapeError("the residual has to be like the result", found=str(types[-1]), expected=str(result))
+    return (result,)
+
+
+def optional_operands(types: Types) -> tuple[bool, bool]:
+    """Whether a `linear` with operands of these types has a bias, and whether it has a residual.
+
+    The bias comes first. A third operand alone is the bias if it has one axis, so that a residual needs two.
+    """
+    has_bias = len(types) == 4 or (len(types) == 3 and types[2].rank == 1)
+    return has_bias, len(types) - has_bias == 3
 
 
 def _reference_linear(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
     x, weight = inputs[:2]
     result = x @ weight.astype(np.result_type(x.dtype, np.float32), copy=False).T
-    return (result + inputs[2] if len(inputs) == 3 else result,)
+    for operand in inputs[2:]:
+        result = result + operand
+    return (result,)
 
 
 def _linear_cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
     moved = inputs[0].nbytes + inputs[1].nbytes + outputs[0].nbytes
+    for operand in inputs[2:]:
+        moved = moved + operand.nbytes
     return Cost(2 * product((*inputs[0].shape, inputs[1].shape[0])), moved)
 
 
@@ -67,7 +85,9 @@ def _decompose_linear(emit: Emitter, inputs: tuple[Value, ...], attrs: Attrs) ->
     result = emit("matmul", x, emit("transpose", weight, axes=(1, 0)))
     if not lead:
         result = emit("reshape", result, shape=(weight.type.shape[0],))
-    return (emit("add", result, inputs[2]) if len(inputs) == 3 else result,)
+    for operand in inputs[2:]:
+        result = emit("add", result, operand)
+    return (result,)
 
 
 def _linear_samples() -> Sequence[Sample]:
@@ -99,13 +119,32 @@ def _linear_samples() -> Sequence[Sample]:
     cases.append(Sample("bias_odd", bias, {}, {"seq": 6}, tolerance=4e-6))
     batch = (TensorType(f32, (2, seq, 32)), TensorType(DTYPES["q4_0"], (16, 32)))
     cases.append(Sample("batch", batch, {}, {"seq": 3}, tolerance=4e-6))
+    for name, act, weight, rows in _RESIDUALS:
+        k = 2 * weight.block_size if weight.is_packed else 64
+        residual = (TensorType(act, (seq, k)), TensorType(weight, (40, k)), TensorType(f32, (seq, 40)))
+        cases.append(Sample(f"residual_{name}", residual, {}, {"seq": rows}, tolerance=4e-6))
+    both = (TensorType(f32, (17,)), TensorType(f32, (2, seq, 17)))
+    pair = (TensorType(f32, (2, seq, 33)), TensorType(f32, (17, 33)))
+    cases.append(Sample("bias_residual", (*pair, *both), {}, {"seq": 5}, tolerance=4e-6))
     return cases
+
+
+_RESIDUALS = (
+    ("f32_1", f32, f32, 1),
+    ("f32_13", f32, f32, 13),
+    ("q4_1", f32, q4_1, 9),
+    ("q4_1_q8_1", q8_act, q4_1, 1),
+    ("q4_1_q8_21", q8_act, q4_1, 21),
+    ("q6_k_q8", q8k_act, q6_k, 13),
+    ("bf16_act_1", bf16_act, bf16, 1),
+    ("bf16_act_13", bf16_act, bf16, 13),
+)
 
 
 linear = register(
     OpDef(
         "linear",
-        "x @ weight.T (+ bias); the weight is [out, in] and may be packed, x may be quantised.",
+        "x @ weight.T (+ bias) (+ residual); the weight is [out, in] and may be packed, x may be quantised.",
         _infer_linear,
         _reference_linear,
         _decompose_linear,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Size
-from rlx.core.dtype import DType, bf16, f16, f32, i32, q8_0
+from rlx.core.dtype import ACTIVATION_TERMS, DType, bf16, bf16_act, f16, f32, i32, q8_0, q8_act, q8x2_act
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
@@ -27,6 +27,7 @@ from rlx.ops.op import (
     check_arity,
     check_index,
     int_attr,
+    lookup,
     register,
     static_axis,
 )
@@ -150,17 +151,26 @@ def _pages(table: Array, attrs: Mapping[str, Any], count: int) -> Array:
 
 
 def _infer_cache_append(types: Types, attrs: Attrs) -> Types:
-    check_arity(types, 7)
+    check_arity(types, 7, 9)
     _check_pages(attrs)
     k_cache, v_cache, k, v = types[:4]
-    heads, head_dim, _ = _check_cache(k_cache, v_cache, attrs, types[4:])
+    heads, head_dim, _ = _check_cache(k_cache, v_cache, attrs, types[4:7])
+    if (attrs["rotation"] is None) != (len(types) == 7):
+        raise ShapeError("a rotation of the keys goes with tables", found=repr(attrs["rotation"]))
+    if len(types) == 9:
+        lookup("rope").infer((k, *types[7:]), {"num_heads": heads, "style": attrs["rotation"]})
+        if types[7].shape[0] != types[4].shape[0]:
+            raise ShapeError("the tables have a row for each token", found=str(types[7]), expected=str(types[4].shape))
     if k != TensorType(f32, (types[4].shape[0], heads * head_dim)) or v != k:
         raise ShapeError("k and v have to be f32[tokens, kv_heads*head_dim]", found=f"{k} and {v}")
     return (k_cache, v_cache)
 
 
 def _reference_cache_append(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
-    k_cache, v_cache, k, v, positions, sequences, page_table = inputs
+    k_cache, v_cache, k, v, positions, sequences, page_table = inputs[:7]
+    if len(inputs) == 9:
+        rope = {"num_heads": k_cache.shape[1], "style": attrs["rotation"]}
+        (k,) = lookup("rope").reference((k, *inputs[7:]), rope)
     keys, values = (x.copy() for x in read_cache(k_cache, v_cache, attrs["dtype"]))
     page_size = keys.shape[2]
     check_index(sequences, len(page_table), "a sequence")
@@ -209,18 +219,25 @@ def _cache_append_samples() -> Sequence[Sample]:
     kv = TensorType(f32, (SEQ, 32))
     shared = (*cache_types(18, 2, 16, 16), kv, kv, *_SAMPLE_INDEX)
     attrs = {"page_step": 3, "page_offset": 2}
+    for rotation in ("half", "interleaved"):
+        types = (*cache_types(6, 2, 16, 16), kv, kv, *_SAMPLE_INDEX, *[TensorType(f32, (SEQ, 6))] * 2)
+        cases.append(Sample(f"rotated_{rotation}", types, {"rotation": rotation}, {"seq": 7}, arrays=arrays))
     return (*cases, Sample("shared", shared, attrs, {"seq": 7}, arrays=arrays))
 
 
 cache_append = register(
     OpDef(
         "cache_append",
-        "Write the keys and values of the step's tokens to their pages; a program does it in place.",
+        "Write the keys (rotated, with tables) and values of the tokens to their pages; a program does it in place.",
         _infer_cache_append,
         _reference_cache_append,
         Missing("primitive"),
         _cache_append_samples,
-        (CACHE_DTYPE, *PAGE_ATTRIBUTES),
+        (
+            CACHE_DTYPE,
+            Attribute("rotation", "style of the rope by the last two operands, tables", None),
+            *PAGE_ATTRIBUTES,
+        ),
     )
 )
 
@@ -234,7 +251,10 @@ def _infer_paged_attention(types: Types, attrs: Attrs) -> Types:
         raise ShapeError("q has to be f32[tokens, heads*head_dim] over the heads of the cache", found=str(q))
     if attrs["products"] not in PRODUCTS:
         raise ShapeError("unknown products", found=repr(attrs["products"]), expected=" or ".join(PRODUCTS))
-    return (q,)
+    result = attrs["result"]
+    if not isinstance(result, DType) or (result != f32 and result.name not in ACTIVATION_TERMS):
+        raise ShapeError("the result is float32 or in an activation format", found=str(result))
+    return (q.with_dtype(result),)
 
 
 def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
@@ -251,7 +271,9 @@ def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, An
         keys, values = (x[pages].swapaxes(1, 2).reshape(-1, width) for x in (all_keys, all_values))
         seen = causal_mask(np.array([position]), np.arange(len(keys)), attrs["window"])
         result[row : row + 1] = grouped_attention(q[row : row + 1], keys, values, seen, attrs)
-    return (result,)
+    if attrs["result"] == f32:
+        return (result,)
+    return lookup("quantize").reference((result,), {"dtype": attrs["result"]})
 
 
 def _paged_attention_samples() -> Sequence[Sample]:
@@ -266,7 +288,9 @@ def _paged_attention_samples() -> Sequence[Sample]:
     # bfloat16 has 8 bits: a weight is off by 2^-9 at most, and a score of a few units by some 2^-8
     products = case("bf16_products", bf16, 2**-6, products="bf16")
     formats = (case("f16", f16), case("bf16", bf16), case("q8_0", q8_0), products)
-    return (*plain, *formats, case("shared", page_step=3, page_offset=1))
+    # the last bit of a value may round it to the next level of its block
+    rounded = [case(str(dtype), f32, 1 / 126, result=dtype) for dtype in (q8_act, q8x2_act, bf16_act)]
+    return (*plain, *formats, *rounded, case("shared", page_step=3, page_offset=1))
 
 
 paged_attention = register(
@@ -281,6 +305,7 @@ paged_attention = register(
             *HEAD_ATTRIBUTES,
             CACHE_DTYPE,
             Attribute("products", "f32, or bf16 where rounding is fine", "f32"),
+            Attribute("result", "f32, or the activation format that rows are rounded to", f32),
             *PAGE_ATTRIBUTES,
         ),
     )

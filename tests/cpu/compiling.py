@@ -61,6 +61,16 @@ def one_op(
     return builder.build()
 
 
+def summed_product(x: TensorType, weights: Mapping[str, TensorType]) -> Graph:
+    """y0 = linear(x, weights...) + r, with r as an operand of the product."""
+    builder = GraphBuilder("linear")
+    row = builder.input("x", x)
+    operands = [parameter(builder, key, type_) for key, type_ in weights.items()]
+    residual = builder.input("r", TensorType(f32, (*x.shape[:-1], operands[0].type.shape[0])))
+    builder.output("y0", Emitter(builder)("linear", row, *operands, residual))
+    return builder.build()
+
+
 def parameter(builder: GraphBuilder, key: str, type_: TensorType) -> Value:
     """A weight of a graph."""
     return Emitter(builder)("parameter", key=key, dtype=type_.dtype, shape=type_.shape)

@@ -26,7 +26,7 @@ from rlx.core.storage import encode
 from rlx.core.type import TensorType, tensor
 from rlx.flow.weights import DictWeights
 from rlx.runtime.executable import Executable
-from tests.cpu.compiling import TARGETS, compiled, one_op, same_bits
+from tests.cpu.compiling import TARGETS, compiled, same_bits, summed_product
 from tests.cpu.test_block_formats import OUT, weight_of, width_of
 
 INTEGERS = [dtype for dtype in PACKED_WEIGHTS if dtype not in WITHOUT_INTEGERS]
@@ -36,7 +36,7 @@ every_format = pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 def product_graph(dtype: DType) -> tuple[Graph, DictWeights]:
     weight = TensorType(dtype, (OUT, width_of(dtype)))
     x = tensor(activation_format(dtype, 1), Dim("n"), width_of(dtype))
-    return one_op("linear", {"x": x}, {"w": weight}), DictWeights({"w": (weight, weight_of(dtype))})
+    return summed_product(x, {"w": weight}), DictWeights({"w": (weight, weight_of(dtype))})
 
 
 @every_format
@@ -68,8 +68,9 @@ def test_the_tile_form_has_the_bits_of_the_vector_form(dtype: DType, monkeypatch
     graph, weights = product_graph(dtype)
     act = activation_format(dtype, 1)
     x = encode(act, np.random.default_rng(5).standard_normal((37, width_of(dtype))).astype(np.float32)).reshape(37, -1)
+    residual = np.random.default_rng(6).standard_normal((37, OUT)).astype(np.float32)
     vectors = compiled(graph, "avx512", weights)
-    expected = vectors(x=x)["y0"]
+    expected = vectors(x=x, r=residual)["y0"]
     vectors.close()
     emulations: list[int] = []
 
@@ -83,5 +84,5 @@ def test_the_tile_form_has_the_bits_of_the_vector_form(dtype: DType, monkeypatch
     program, stages = compile_graph(graph, CpuBackend(target), precision="exact")
     exe = Executable(graph, program, stages, CpuModule(program, weights, target, 2, None))
     assert emulations
-    assert same_bits(exe(x=x)["y0"], expected)
+    assert same_bits(exe(x=x, r=residual)["y0"], expected)
     exe.close()

@@ -6,7 +6,7 @@ in caches with more pages, after garbage in masked slots, and with other numbers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,14 +16,14 @@ import pytest
 from rlx.backends.cpu.target import resolve
 from rlx.backends.reference import run_graph
 from rlx.core.dim import Dim
-from rlx.core.dtype import DType, bf16, f16, f32, i32, q8_0
+from rlx.core.dtype import DType, bf16, bf16_act, f16, f32, i32, q8_0, q8_act, q8k_act, q8x2_act
 from rlx.core.graph import Graph
 from rlx.core.storage import encode
 from rlx.core.type import tensor
 from rlx.errors import InputError, ShapeError
 from rlx.ops.paged_attention import cache_types, write_cache
 from rlx.runtime.executable import Executable
-from tests.cpu.compiling import TARGETS, Array, compiled, one_op, same_bits
+from tests.cpu.compiling import TARGETS, Array, as_bytes, compiled, one_op, same_bits
 
 PAGE = 16
 LENGTHS = (45, 20, 7)
@@ -42,6 +42,7 @@ class Shape:
     page: int = PAGE
     cache: DType = f32
     products: str = "f32"
+    result: DType = f32
 
     def graph(self) -> Graph:
         tokens = Dim("T", max=256)
@@ -55,7 +56,7 @@ class Shape:
             "page_table": tensor(i32, Dim("S", max=8), Dim("P", max=16)),
         }
         attrs: dict[str, Any] = {"num_heads": self.heads, "num_kv_heads": self.kv_heads, "scale": self.head_dim**-0.5}
-        attrs |= {"dtype": self.cache, "products": self.products}
+        attrs |= {"dtype": self.cache, "products": self.products, "result": self.result}
         return one_op("paged_attention", inputs, window=self.window, softcap=self.softcap, **attrs)
 
 
@@ -162,6 +163,56 @@ def test_a_row_has_the_same_bits_wherever_it_stands(shape: Shape, target: str) -
     for other in (Caches(shape, 5), Caches(shape, 6, garbage=1e30), Caches(shape, 7, garbage=-3e38, spare=9)):
         assert same_bits(exe(**other.inputs(EVERY))["y0"], expected)
     exe.close()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(9, 3, 64, result=q8_act),
+        Shape(3, 1, 96, page=32, cache=q8_0, window=9, result=q8x2_act),
+        Shape(2, 1, 256, result=q8k_act),
+        Shape(4, 2, 32, cache=f16, result=bf16_act),
+    ],
+    ids=str,
+)
+def test_rows_are_rounded_as_quantize_does(shape: Shape, target: str) -> None:
+    caches = Caches(shape, 0)
+    plain, rounded = (compiled(s.graph(), target) for s in (replace(shape, result=f32), shape))
+    for rows in (EVERY, EVERY[17:18]):
+        expected = encode(shape.result, plain(**caches.inputs(rows))["y0"])
+        assert same_bits(as_bytes(rounded(**caches.inputs(rows))["y0"]), as_bytes(expected))
+    plain.close()
+    rounded.close()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [f32, f16, bf16, q8_0], ids=str)
+@pytest.mark.parametrize(("style", "half"), [("half", 16), ("half", 9), ("interleaved", 16), ("interleaved", 9)])
+def test_rotated_keys_are_those_that_rope_makes(style: str, half: int, dtype: DType, target: str) -> None:
+    heads, head_dim, rows = 2, 32, 5
+    rng = np.random.default_rng(3)
+    k, v = (rng.standard_normal((rows, heads * head_dim)).astype(np.float32) for _ in "kv")
+    tables = [rng.standard_normal((rows, half)).astype(np.float32) for _ in range(2)]
+    caches = cache_types(Dim("N"), heads, head_dim, PAGE, dtype)
+    index = (tensor(i32, Dim("T")), tensor(i32, Dim("T")), tensor(i32, Dim("S"), Dim("P")))
+    row, table = tensor(f32, Dim("T"), heads * head_dim), tensor(f32, Dim("T"), half)
+    types = dict(zip(("kc", "vc", "k", "v", "p", "s", "t"), (*caches, row, row, *index), strict=True))
+    rope = compiled(one_op("rope", {"k": row, "c": table, "s": table}, num_heads=heads, style=style), target)
+    append = compiled(one_op("cache_append", types, dtype=dtype), target)
+    both = compiled(one_op("cache_append", {**types, "c": table, "n": table}, dtype=dtype, rotation=style), target)
+    empty = [
+        stored(dtype, np.zeros([3 if i == 0 else int(n) for i, n in enumerate(c.shape)], np.float32)) for c in caches
+    ]
+    rest = {"v": v, "p": np.arange(13, 13 + rows, dtype=np.int32), "s": np.zeros(rows, np.int32)}
+    rest["t"] = np.array([[2, 0]], np.int32)
+    rotated = rope(k=k, c=tables[0], s=tables[1])["y0"]
+    expected = append(kc=empty[0].copy(), vc=empty[1].copy(), k=rotated, **rest)
+    found = both(kc=empty[0].copy(), vc=empty[1].copy(), k=k, c=tables[0], n=tables[1], **rest)
+    assert all(same_bits(found[name], expected[name]) for name in ("y0", "y1"))
+    assert found["y0"].any()
+    for exe in (rope, append, both):
+        exe.close()
 
 
 @pytest.mark.parametrize("target", TARGETS)

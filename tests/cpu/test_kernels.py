@@ -56,7 +56,7 @@ def case_of(index: int) -> Case:
     inputs: list[Value] = list(add_inputs(builder, sample))
     weights: dict[str, tuple[TensorType, Array]] = {}
     for i, type_ in enumerate(sample.inputs):
-        if i in positions:
+        if i in positions and all(isinstance(size, int) for size in type_.shape):
             inputs[i] = parameter(builder, f"x{i}", type_)
             weights[f"x{i}"] = (type_, as_bytes(arrays[f"x{i}"]))
     builder.inputs = [(name, value) for name, value in builder.inputs if name not in weights]

@@ -21,7 +21,7 @@ from rlx.core.storage import decode, encode
 from rlx.core.type import TensorType, tensor
 from rlx.flow.weights import DictWeights
 from rlx.runtime.executable import Executable
-from tests.cpu.compiling import TARGETS, Array, compiled, one_op, same_bits, stored
+from tests.cpu.compiling import TARGETS, Array, compiled, one_op, same_bits, stored, summed_product
 
 U = 2.0**-24
 FLOAT_FORMATS = ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0")
@@ -173,6 +173,28 @@ def test_a_row_does_not_depend_on_its_neighbours(target: str, name: str, activat
             assert same_bits(threaded(x=part)["y0"], alone[start : start + count])
     exe.close()
     threaded.close()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("name", "activation"), [*COMBINATIONS, ("bf16", "bf16_act")])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_residual_is_added_to_the_product_bit_for_bit(target: str, name: str, activation: str, biased: bool) -> None:
+    """Every tile of rows, streamed and in blocks of k; 40 outputs end within a vector."""
+    dtype, act = DTYPES[name], DTYPES[activation]
+    k, out = (2 * dtype.block_size if dtype.is_packed else 1088), 40
+    tensors = {"w": stored(dtype, seeded(out, k, seed=1))}
+    if biased:
+        tensors["b"] = (tensor(f32, out), seeded(out, seed=2).view(np.uint8))
+    weights, types = DictWeights(tensors), {key: type_ for key, (type_, _) in tensors.items()}
+    plain = compiled(one_op("linear", {"x": tensor(act, Dim("n"), k)}, types), target, weights)
+    summed = compiled(summed_product(tensor(act, Dim("n"), k), types), target, weights, threads=2)
+    for rows in (1, 3, 21, 33):
+        floats = seeded(rows, k, seed=3)
+        x = floats if act == f32 else encode(act, floats).reshape(rows, -1)
+        residual = seeded(rows, out, seed=4)
+        assert same_bits(summed(x=x, r=residual)["y0"], plain(x=x)["y0"] + residual), rows
+    plain.close()
+    summed.close()
 
 
 @pytest.mark.parametrize("name", INTEGER_FORMATS)

@@ -24,6 +24,8 @@ from rlx.errors import UnsupportedOpError
 from rlx.flow.weights import DictWeights
 from rlx.hir.derive_step import derive_step
 from rlx.mir.fuse_elementwise import MAX_OPERATIONS, fuse_elementwise
+from rlx.mir.fuse_residual import fuse_residual
+from rlx.mir.fuse_rope import fuse_rope
 from rlx.mir.legalize import FREE, legalize
 from rlx.mir.quantize_activations import fuse_quantize, quantize_activations
 from rlx.ops.elementwise import parse_expression
@@ -83,6 +85,8 @@ def legal(graph: Graph) -> Graph:
 PASSES: dict[str, Callable[[Graph], Graph]] = {
     "simplify": lambda graph: eliminate_dead(merge_common(graph)),
     "legalize": legal,
+    "fuse_residual": lambda graph: fuse_residual(legal(graph), BACKEND),
+    "fuse_rope": lambda graph: fuse_rope(legal(graph), BACKEND),
     "fuse_elementwise": lambda graph: fuse_elementwise(legal(graph)),
     "quantize_activations": lambda graph: quantize_activations(fuse_elementwise(legal(graph)), BACKEND),
     "fuse_quantize": lambda graph: fuse_quantize(fuse_elementwise(legal(graph)), BACKEND),
@@ -233,6 +237,109 @@ def test_an_expression_stays_bounded() -> None:
     assert all(str(parse_expression(text)).count("tanh") * 4 <= MAX_OPERATIONS for text in loops(graph))
 
 
+# ---- fuse_residual ----
+
+
+def summed(make: Callable[[Emitter, Value, Value], dict[str, Value]]) -> Graph:
+    """A graph of x [n, 8], a product of it [n, 8], and what `make` adds; with fused sums."""
+    builder = GraphBuilder("g")
+    emit = Emitter(builder)
+    x = builder.input("x", tensor(f32, Dim("n"), 8))
+    w = emit("parameter", key="w", dtype=f32, shape=(8, 8))
+    for name, value in make(emit, x, emit("linear", x, w)).items():
+        builder.output(name, value)
+    before = legal(builder.build())
+    after = fuse_residual(before, BACKEND)
+    verify(after, "mir")
+    values = np.random.default_rng(0).standard_normal((5, 8))
+    rng = np.random.default_rng(1)
+    kinds = {"w": (8, 8), "b": (8,)}
+    weights = DictWeights(
+        {k: (tensor(f32, *s), rng.standard_normal(s).astype(np.float32).view(np.uint8)) for k, s in kinds.items()}
+    )
+    same_results(before, after, {"x": values}, weights)
+    return after
+
+
+def operands_of(graph: Graph, op: str) -> list[int]:
+    return [len(node.inputs) for node in graph.nodes if node.op == op]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_sum_goes_into_the_product(turned: bool) -> None:
+    after = summed(lambda emit, x, product: {"y": emit("add", *((product, x) if turned else (x, product)))})
+    assert operands_of(after, "linear") == [3]
+    assert operands_of(after, "elementwise") == []
+
+
+def test_of_two_products_the_later_one_takes_the_sum() -> None:
+    def make(emit: Emitter, x: Value, product: Value) -> dict[str, Value]:
+        later = emit("linear", emit("tanh", product), emit("parameter", key="w", dtype=f32, shape=(8, 8)))
+        return {"y": emit("add", later, product), "product": product}
+
+    after = summed(make)
+    assert operands_of(after, "linear") == [2, 3]
+
+
+def test_two_sums_of_two_products_leave_no_loop() -> None:
+    """The parallel residual: x + attention + mlp."""
+
+    def make(emit: Emitter, x: Value, product: Value) -> dict[str, Value]:
+        w, b = emit("parameter", key="w", dtype=f32, shape=(8, 8)), emit("parameter", key="b", dtype=f32, shape=(8,))
+        return {"y": emit("add", emit("add", x, product), emit("linear", x, w, b))}
+
+    after = summed(make)
+    assert operands_of(after, "linear") == [3, 4]
+    assert operands_of(after, "elementwise") == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda emit, x, product: {"y": emit("add", x, product), "z": product},
+        lambda emit, x, product: {"y": emit("sub", x, product)},
+        lambda emit, x, product: {"y": emit("add", product, product)},
+        lambda emit, x, product: {"y": emit("add", emit("tanh", product), x)},
+        lambda emit, x, product: {"y": emit("add", product, emit("parameter", key="b", dtype=f32, shape=(8,)))},
+    ],
+    ids=["read_twice", "difference", "with_itself", "something_between", "row"],
+)
+def test_what_is_no_residual_stays(make: Callable[[Emitter, Value, Value], dict[str, Value]]) -> None:
+    after = summed(make)
+    assert operands_of(after, "linear") == [2]
+    assert "elementwise" in {node.op for node in after.nodes}
+
+
+def test_the_terms_of_an_ending_sum_of_products_do_not_depend_on_fusing() -> None:
+    """The products of the last sum get two int8 terms whether or not a product makes the sum."""
+    builder = GraphBuilder("g")
+    emit = Emitter(builder)
+    x = builder.input("x", tensor(f32, Dim("n"), 32))
+    w = [emit("parameter", key=key, dtype=q4_0, shape=(32, 32)) for key in "ab"]
+    builder.output("y", emit("add", emit("add", x, emit("linear", x, w[0])), emit("linear", x, w[1])))
+    graph = legal(builder.build())
+    for before in (graph, fuse_residual(graph, BACKEND)):
+        after = quantize_activations(before, BACKEND)
+        assert [n.inputs[0].type.dtype for n in after.nodes if n.op == "linear"] == [q8x2_act, q8x2_act]
+
+
+# ---- fuse_rope ----
+
+
+def test_keys_are_rotated_as_they_are_written() -> None:
+    after = fuse_rope(legal(step_graph()), BACKEND)
+    assert operands_of(after, "cache_append") == [9]
+    assert operands_of(after, "rope") == [3], "that of the queries"
+    assert print_graph(fuse_rope(after, BACKEND)) == print_graph(after)
+
+
+def test_keys_that_are_read_too_are_rotated_before() -> None:
+    graph = step_graph()
+    keys = next(node.inputs[2] for node in graph.nodes if node.op == "cache_append")
+    tapped = Graph(graph.name, graph.inputs, graph.nodes, (*graph.outputs, ("keys", keys)))
+    assert operands_of(fuse_rope(legal(tapped), BACKEND), "cache_append") == [7]
+
+
 # ---- quantize_activations, fuse_quantize ----
 
 
@@ -349,5 +456,6 @@ def test_a_backend_says_why_not(graph: Graph, words: list[str]) -> None:
 
 def test_golden_text(golden: Callable[[str, str], None]) -> None:
     graph, _ = quantised_step()
-    mir = fuse_quantize(quantize_activations(fuse_elementwise(legal(graph)), BACKEND), BACKEND)
+    mir = fuse_elementwise(fuse_rope(fuse_residual(legal(graph), BACKEND), BACKEND))
+    mir = fuse_quantize(quantize_activations(mir, BACKEND), BACKEND)
     golden("mir_llama_1_layer_step", print_graph(eliminate_dead(merge_common(mir)), locations=False))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rlx.backends.reference.interpreter import evaluate_attrs
+from rlx.core.dtype import f32
 from rlx.core.storage import decode
 from rlx.errors import InputError
 from rlx.ops.op import REGISTRY
@@ -104,7 +105,8 @@ def test_paged_attention_is_the_loop_over_positions(sample: str) -> None:
                 values.append(np.array([value[place_of_value(dtype, slot, d)] for d in range(dim)]))
             part = slice(head * dim, (head + 1) * dim)
             expected[row, part] = attend(q[row, part], keys, values, attrs)
-    assert largest_difference(result, expected) <= TOLERANCE
+    # half a level of the block's largest value, where rows are rounded
+    assert largest_difference(result, expected) <= (TOLERANCE if attrs["result"] == f32 else 1 / 252)
 
 
 @pytest.mark.parametrize("sample", ["ragged_f32", "shared"])

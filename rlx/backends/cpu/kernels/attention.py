@@ -18,7 +18,7 @@ from rlx.backends.cpu.kernels.quantised_pages import unpack_keys, unpack_values
 from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
-from rlx.core.dtype import q8_0
+from rlx.core.dtype import DTYPES, q8_0
 from rlx.core.graph import Node
 from rlx.ops.op import float_attr, int_attr, optional_float
 from rlx.ops.paged_attention import cache_sizes
@@ -40,6 +40,7 @@ def _plan_attention(node: Node, target: Target) -> KernelPlan:
         "window": window if isinstance(window, int) else 0,
         "cache": str(node.inputs[1].type.dtype),
         "products": str(node.attrs["products"]),
+        "out": str(node.attrs["result"]),
     }
     tokens, table = node.inputs[3].type, node.inputs[5].type
     pages = (int_attr(node.attrs, "page_step"), int_attr(node.attrs, "page_offset"))
@@ -48,7 +49,10 @@ def _plan_attention(node: Node, target: Target) -> KernelPlan:
 
 
 def _attention_why_not(node: Node, target: Target) -> str | None:
-    page = cache_sizes(node.inputs[1].type)[2]
+    _, head_dim, page = cache_sizes(node.inputs[1].type)
+    result = node.output.type.dtype
+    if head_dim % result.block_size:
+        return f"a head of {head_dim} is not in whole blocks of {result}"
     if page % LANES:
         return f"a page has to be whole vectors of {LANES} positions, not {page}"
     if node.attrs["products"] == "bf16":
@@ -97,7 +101,7 @@ class _Frame:
         self.heads, self.kv_heads, self.window = (int(config[name]) for name in ("heads", "kv_heads", "window"))
         head_dim, page = int(config["head_dim"]), int(config["page"])
         self.scores = Scores(head_dim, page, float(config["scale"]), float(config["softcap"]), self.window > 0)
-        self.cache = str(config["cache"])
+        self.cache, self.dtype = str(config["cache"]), DTYPES[str(config["out"])]
         self.operands: Operands = BF16_DOTS if config["products"] == "bf16" else OPERANDS[self.cache]
         self.q, self.k, self.v, self.positions, self.sequences, self.table, self.out = (
             body.buffer(i) for i in range(7)
@@ -191,9 +195,10 @@ def _attend(frame: _Frame, tile: Tile, kv_head: Val, first: Val, run: Val) -> No
         tile.set_row(row, e.at(frame.q, address, F32), lower, position + 1)
     sequence = e.load(frame.sequences, I32, first // frame.group).sext(I64)
     tile.run(_CachePages(frame, kv_head, sequence), padded)
+    dtype = frame.dtype
     with e.loop(0, run) as row:
         _, address = _place(frame, kv_head, first + row)
-        tile.finish_row(row, e.at(frame.out, address, F32))
+        tile.finish_row(row, e.at(frame.out, address // dtype.block_size * dtype.block_bytes), dtype)
 
 
 def _place(frame: _Frame, kv_head: Val, entry: Val) -> tuple[Val, Val]:

@@ -24,7 +24,9 @@ from typing import Protocol
 from rlx.backends.cpu import vmath
 from rlx.backends.cpu.emit import F32, I16, I32, I64, LANES, VF, Emit, Val, Var, vec
 from rlx.backends.cpu.kernels.attention_operands import Operands
+from rlx.backends.cpu.kernels.store import store_quantised
 from rlx.backends.cpu.target import Target
+from rlx.core.dtype import DType, f32
 
 BLOCK = 128
 """Positions whose weights are made at once: enough to hide the latency of a maximum, a sum and a correction."""
@@ -134,14 +136,24 @@ class Tile:
             self.operands.keep(e, [value], self.queries, base + start)
             e.store(e.like(0.0, value), e.at(self.sums, base + start, F32))
 
-    def finish_row(self, row: Val, out: Val) -> None:
-        """Divide by the sum of the weights and write the row."""
+    def finish_row(self, row: Val, out: Val, dtype: DType) -> None:
+        """Divide by the sum of the weights and write the row, as float32 or in blocks of an activation format."""
         e, head_dim = self.e, self.scores.head_dim
         total = e.load(self.totals, F32, row)
-        for start, (lanes,) in vector_runs(head_dim, 1):
+
+        def result(start: Val, lanes: int) -> Val:
             value = e.load(e.at(self.sums, row * head_dim + start, F32), vec(F32, lanes))
             # adding 0 makes +0 of -0: the sign of a zero is the one thing that adding nothing may change
-            e.store(value / e.splat(total, lanes) + 0.0, e.at(out, start, F32))
+            return value / e.splat(total, lanes) + 0.0
+
+        if dtype == f32:
+            for start, (lanes,) in vector_runs(head_dim, 1):
+                e.store(result(e.i64(start), lanes), e.at(out, start, F32))
+            return
+        with e.loop(0, head_dim // dtype.block_size) as block:
+            first = block * dtype.block_size
+            target = e.at(out, block * dtype.block_bytes)
+            store_quantised(e, lambda k: result(first + k, LANES), target, dtype)
 
     def run(self, pages: Pages, count: Val) -> None:
         """Attend with the rows 0..count-1; `count` is a multiple of `rows`."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rlx.backends.cpu.emit import F32, I8, I16, I32, I64, LANES, VF, Emit, Val, vec
 from rlx.backends.cpu.kernels.attention_tile import vector_runs
 from rlx.backends.cpu.kernels.page_table import physical_page, table_entry
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
+from rlx.backends.cpu.kernels.rope import rotate_head
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
 from rlx.core.dtype import q8_0
 from rlx.core.graph import Node
-from rlx.ops.op import int_attr
+from rlx.ops.op import int_attr, static_axis
 from rlx.ops.paged_attention import LARGEST_HALF, cache_sizes
 
 
@@ -26,6 +27,8 @@ def _plan_append(node: Node, target: Target) -> KernelPlan:
         "page": page,
         "cache": str(node.inputs[0].type.dtype),
     }
+    if node.attrs["rotation"] is not None:
+        config |= {"rotation": str(node.attrs["rotation"]), "half": static_axis(node.inputs[7].type, 1, "the table")}
     pages = (int_attr(node.attrs, "page_step"), int_attr(node.attrs, "page_offset"))
     sizes = (*table.shape, node.inputs[0].type.shape[0], *pages)
     return KernelPlan("rows", config, sizes, tokens.shape[0], {}, {0: 0, 1: 1})
@@ -33,7 +36,7 @@ def _plan_append(node: Node, target: Target) -> KernelPlan:
 
 @kernel("cache_append", "rows", help="one token at a time, in place", when=always, plan=_plan_append)
 def build_append(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: k_cache, v_cache, k, v, positions, sequences, page_table.
+    """Buffers: k_cache, v_cache, k, v, positions, sequences, page_table, (cos, sin).
 
     Sizes: sequences, pages of the table, pages of the cache, page step, page offset.
     """
@@ -41,6 +44,7 @@ def build_append(body: Body, config: Mapping[str, Setting]) -> None:
     heads, head_dim, page = (int(config[name]) for name in ("kv_heads", "head_dim", "page"))
     k_cache, v_cache, k, v, positions, sequences, table = (body.buffer(i) for i in range(7))
     write = _Writer(e, str(config["cache"]), head_dim, page)
+    rotate = _rotation(body, config)
     with e.loop(body.begin, body.end) as row:
         position = body.checked_index(e.load(positions, I32, row).sext(I64), body.size(1) * page)
         entry = table_entry(body, e.load(sequences, I32, row).sext(I64), position // page)
@@ -48,7 +52,22 @@ def build_append(body: Body, config: Mapping[str, Setting]) -> None:
         slot = position % page
         with e.loop(0, heads) as head:
             source = (row * heads + head) * head_dim
-            write.token(e.at(k, source, F32), e.at(v, source, F32), k_cache, v_cache, base + head, slot)
+            write.token(rotate(row, e.at(k, source, F32)), e.at(v, source, F32), k_cache, v_cache, base + head, slot)
+
+
+def _rotation(body: Body, config: Mapping[str, Setting]) -> Callable[[Val, Val], Val]:
+    """(row, address of a head's key) to the address of the key as it is written."""
+    if "rotation" not in config:
+        return lambda row, key: key
+    e, head_dim, half = body.e, int(config["head_dim"]), int(config["half"])
+    rotated = e.local(F32, head_dim)
+
+    def rotate(row: Val, key: Val) -> Val:
+        cos, sin = (e.at(body.buffer(i), row * half, F32) for i in (7, 8))
+        rotate_head(e, str(config["rotation"]), key, rotated, cos, sin, head_dim, half)
+        return rotated
+
+    return rotate
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
 from rlx.core.dtype import ACTIVATION_TERMS, DTYPES, activation_format
 from rlx.core.graph import Node
+from rlx.ops.linear import optional_operands
 from rlx.ops.op import static_axis
 
 GROUPS_BYTES = 256 << 10
@@ -48,11 +49,10 @@ def _why_not(node: Node, target: Target) -> str | None:
 def _plan(node: Node, target: Target) -> KernelPlan:
     x, weight = node.inputs[0].type, node.inputs[1].type
     out, k = static_axis(weight, 0, "out"), static_axis(weight, 1, "in")
-    config = {
+    config: dict[str, Setting] = {
         "x": x.dtype.name,
         "weight": weight.dtype.name,
-        "bias": len(node.inputs) == 3,
-        "partial": bool(out % LANES),
+        **epilogue_config(node),
     }
     return KernelPlan("integer", config, (product(x.shape[:-1]), k, out), -(-out // LANES), {1: "rows16"})
 
@@ -65,7 +65,7 @@ def _plan(node: Node, target: Target) -> KernelPlan:
     plan=_plan,
 )
 def build_integer(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: x quantised [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
+    """Buffers: x quantised [m, k], weight, (bias), (residual), out f32 [m, n]; sizes m, k, n."""
     fmt, activation = FORMATS[str(config["weight"])], DTYPES[str(config["x"])]
     if fmt.layout is not None:
         row_tiles = body.e.target.row_tiles
@@ -84,8 +84,8 @@ def _build(
     row_tiles: Sequence[int],
 ) -> None:
     e = body.e
-    rows, k, columns = (body.size(i) for i in range(3))
-    x, weight, out = body.buffer(0), body.buffer(1), body.buffer(3 if config["bias"] else 2)
+    rows, k = body.size(0), body.size(1)
+    x, weight, epilogue = body.buffer(0), body.buffer(1), Epilogue(body, config)
     blocks = k // fmt.block
     group_bytes, row_bytes = blocks * fmt.block_bytes, blocks * x_block
     # as many groups as fit the second-level cache beside a tile of rows: rows are read once for all of them
@@ -101,14 +101,61 @@ def _build(
                 addresses = [e.at(x, (row + r) * row_bytes) for r in range(tile_rows)]
                 with e.loop(begin, end) as group:
                     results = tile(e, addresses, e.at(weight, group * group_bytes), blocks)
-                    column = group * LANES
-                    left = columns - column
-                    bias = load_columns(e, e.at(body.buffer(2), column, F32), left, config) if config["bias"] else None
                     for r, result in enumerate(results):
-                        total = result if bias is None else result + bias
-                        store_columns(e, total, e.at(out, (row + r) * columns + column, F32), left, config)
+                        epilogue.store(epilogue.finished(result, row + r, group), row + r, group)
                 done.set(row + tile_rows)
         first.set(end)
+
+
+def epilogue_config(node: Node) -> dict[str, Setting]:
+    """What of a node's plan `Epilogue` reads."""
+    has_bias, has_residual = optional_operands(tuple(value.type for value in node.inputs))
+    out = static_axis(node.inputs[1].type, 0, "out")
+    return {"bias": has_bias, "residual": has_residual, "partial": bool(out % LANES)}
+
+
+class Epilogue:
+    """What happens to 16 sums of a row: the bias and the residual are added, in this order, and they are stored.
+
+    Buffers 2 and on are bias, residual and result, those that there are; size 2 is the number of outputs.
+    """
+
+    def __init__(self, body: Body, config: Mapping[str, Setting]) -> None:
+        self.e, self.columns, self.config = body.e, body.size(2), config
+        self.bias = body.buffer(2) if config["bias"] else None
+        self.residual = body.buffer(2 + bool(config["bias"])) if config["residual"] else None
+        self.out = body.buffer(2 + bool(config["bias"]) + bool(config["residual"]))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the sums are the result."""
+        return self.bias is None and self.residual is None
+
+    def finished(self, total: Val, row: Val, group: Val) -> Val:
+        """Sums to results."""
+        if self.bias is not None:
+            total = total + self._load(self.bias, self.e.i64(0), group)
+        if self.residual is not None:
+            total = total + self._load(self.residual, row, group)
+        return total
+
+    def load(self, row: Val, group: Val) -> Val:
+        """What was stored; zero in the lanes beyond the last output."""
+        return self._load(self.out, row, group)
+
+    def store(self, value: Val, row: Val, group: Val) -> None:
+        """16 values of a row, or as many as there are outputs left."""
+        address, left = self._place(self.out, row, group)
+        store_columns(self.e, value, address, left, self.config)
+
+    def _place(self, buffer: Val, row: Val, group: Val) -> tuple[Val, Val]:
+        """An address in a matrix of the result's shape, and how many outputs there are from there on."""
+        column = group * LANES
+        return self.e.at(buffer, row * self.columns + column, F32), self.columns - column
+
+    def _load(self, buffer: Val, row: Val, group: Val) -> Val:
+        address, left = self._place(buffer, row, group)
+        return load_columns(self.e, address, left, self.config)
 
 
 def load_columns(e: Emit, address: Val, left: Val, config: Mapping[str, Setting]) -> Val:

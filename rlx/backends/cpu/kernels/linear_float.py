@@ -28,7 +28,7 @@ from rlx.backends.cpu.kernels.float_tiles import (
     stream,
 )
 from rlx.backends.cpu.kernels.formats import FORMATS, WeightFormat, find_format, format_name
-from rlx.backends.cpu.kernels.linear import load_columns, store_columns
+from rlx.backends.cpu.kernels.linear import Epilogue, epilogue_config
 from rlx.backends.cpu.kernels.registry import Body, Plan, Setting, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
@@ -44,7 +44,7 @@ def _plan(variant: str) -> Plan:
     def plan(node: Node, target: Target) -> KernelPlan:
         x, weight = node.inputs[0].type, node.inputs[1].type
         out, k = static_axis(weight, 0, "out"), static_axis(weight, 1, "in")
-        config = {"weight": format_name(weight), "bias": len(node.inputs) == 3, "partial": bool(out % LANES)}
+        config: dict[str, Setting] = {"weight": format_name(weight), **epilogue_config(node)}
         return KernelPlan(variant, config, (product(x.shape[:-1]), k, out), -(-out // LANES), {1: "rows16"})
 
     return plan
@@ -65,12 +65,12 @@ def _float_why_not(node: Node, target: Target) -> str | None:
     plan=_plan("float"),
 )
 def build_float(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: x f32 [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
+    """Buffers: x f32 [m, k], weight, (bias), (residual), out f32 [m, n]; sizes m, k, n."""
     fmt = find_format(str(config["weight"]))
     tiles = registers(body.e.target)
     # quantised formats unpack so many k at once that a tile of one row and one of a few are code enough
     sizes = ((1, 1), (tiles.rows[-1], 1)) if fmt.dtype.is_packed else tiles.streams
-    _Product(body, config, fmt, FLOAT32, sizes).build(body.size(1))
+    _Product(body, fmt, FLOAT32, sizes, Epilogue(body, config)).build(body.size(1))
 
 
 def _bf16_why_not(node: Node, target: Target) -> str | None:
@@ -80,9 +80,9 @@ def _bf16_why_not(node: Node, target: Target) -> str | None:
 
 @kernel("linear", "bf16", help="pairs of bfloat16 summed in float32", when=_bf16_why_not, plan=_plan("bf16"))
 def build_bf16(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: x bf16_act [m, k], weight, (bias), out f32 [m, n]; sizes m, k, n."""
+    """Buffers: x bf16_act [m, k], weight, (bias), (residual), out f32 [m, n]; sizes m, k, n."""
     fmt = find_format(str(config["weight"]))
-    _Product(body, config, fmt, BFLOAT16, registers(body.e.target).streams).build(body.size(1) // 2)
+    _Product(body, fmt, BFLOAT16, registers(body.e.target).streams, Epilogue(body, config)).build(body.size(1) // 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,10 @@ class _Product:
     """A product of rows of 32-bit words; of bfloat16, a word is a pair of k, and a block of the weights is one word."""
 
     body: Body
-    config: Mapping[str, Setting]
     fmt: WeightFormat
     product: WordProduct
     sizes: Sequence[tuple[int, int]]
+    epilogue: Epilogue
 
     def build(self, words: Val) -> None:
         """Both forms for rows of `words` words; a call runs one of them."""
@@ -113,7 +113,7 @@ class _Product:
                 stream(e, self.product, form, self.sizes)
             with many:
                 panel = self._panel(group_at)
-                form = Operands(rows, words, body.begin, body.end, row_at, panel, self._load, self._store)
+                form = Operands(rows, words, body.begin, body.end, row_at, panel, self.epilogue.load, self._store)
                 blocked(e, self.product, form)
 
     def _walk(self, blocks: Val) -> Callable[[Sequence[Val]], Words]:
@@ -158,20 +158,10 @@ class _Product:
 
         return panel
 
-    def _out(self, row: Val, group: Val) -> tuple[Val, Val]:
-        """The address of 16 outputs of a row, and how many outputs there are from there on."""
-        columns = self.body.size(2)
-        out = self.body.buffer(3 if self.config["bias"] else 2)
-        return self.body.e.at(out, row * columns + group * LANES, F32), columns - group * LANES
-
-    def _load(self, row: Val, group: Val) -> Val:
-        address, left = self._out(row, group)
-        return load_columns(self.body.e, address, left, self.config)
-
     def _store(self, total: Val, row: Val, group: Val, is_last: Val | None = None) -> None:
-        e = self.body.e
-        address, left = self._out(row, group)
-        if self.config["bias"]:
-            bias = load_columns(e, e.at(self.body.buffer(2), group * LANES, F32), left, self.config)
-            total = total + bias if is_last is None else e.select(is_last, total + bias, total)
-        store_columns(e, total, address, left, self.config)
+        """The result, or the sums so far where k goes on."""
+        epilogue = self.epilogue
+        if not epilogue.is_plain:
+            result = epilogue.finished(total, row, group)
+            total = result if is_last is None else self.body.e.select(is_last, result, total)
+        epilogue.store(total, row, group)

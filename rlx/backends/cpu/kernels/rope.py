@@ -67,20 +67,22 @@ def build_rope(body: Body, config: Mapping[str, Setting]) -> None:
             base = row * (heads * head_dim) + head * head_dim
             source, target = e.at(x, base, F32), e.at(out, base, F32)
             cosines, sines = e.at(cos, table, F32), e.at(sin, table, F32)
-            if config["style"] == "half":
-                _rotate_half(body, source, target, cosines, sines, half)
-            else:
-                _rotate_interleaved(body, source, target, cosines, sines, half)
-            with e.loop(2 * half, head_dim) as i:
-                e.store(e.load(source, F32, i), target, i)
+            rotate_head(e, str(config["style"]), source, target, cosines, sines, head_dim, half)
+
+
+def rotate_head(e: Emit, style: str, source: Val, target: Val, cos: Val, sin: Val, head_dim: int, half: int) -> None:
+    """One head with its row of the tables; the dims from 2 * half on are copied. All are addresses of float32."""
+    rotate = _rotate_half if style == "half" else _rotate_interleaved
+    rotate(e, source, target, cos, sin, half)
+    with e.loop(2 * half, head_dim) as i:
+        e.store(e.load(source, F32, i), target, i)
 
 
 def _rotate(e: Emit, a: Val, b: Val, c: Val, s: Val) -> tuple[Val, Val]:
     return e.fma(a, c, -(b * s)), e.fma(b, c, a * s)
 
 
-def _rotate_half(body: Body, source: Val, target: Val, cos: Val, sin: Val, half: int) -> None:
-    e = body.e
+def _rotate_half(e: Emit, source: Val, target: Val, cos: Val, sin: Val, half: int) -> None:
     whole = half // LANES * LANES
     for start, stop, lanes in ((0, whole, LANES), (whole, half, 1)):
         if start == stop:
@@ -93,8 +95,7 @@ def _rotate_half(body: Body, source: Val, target: Val, cos: Val, sin: Val, half:
             e.store(second, target, i + half)
 
 
-def _rotate_interleaved(body: Body, source: Val, target: Val, cos: Val, sin: Val, half: int) -> None:
-    e = body.e
+def _rotate_interleaved(e: Emit, source: Val, target: Val, cos: Val, sin: Val, half: int) -> None:
     whole = half // LANES * LANES
     if whole:
         with e.loop(0, whole, LANES) as i:
