@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from rlx.backends.cpu.emit import F32, I1, I8, I32, LANES, VF, Emit, Val, vec
 from rlx.backends.cpu.kernels.registry import Body, Setting, kernel
-from rlx.backends.cpu.kernels.store import store_quantised
+from rlx.backends.cpu.kernels.store import store_quantised_blocks
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.vmath import SCALAR_EMITTERS
 from rlx.core.backend import KernelPlan
@@ -175,9 +175,5 @@ def _build_quantised(body: Body, expression: Expression, loader: _Loader, dtype:
         count = e.minimum(body.end - first, BLOCKS_AT_ONCE)
         with e.loop(0, count * size, LANES) as k:
             e.store(_evaluate(e, expression, loader.load(k, first * size, None)), scratch, k)
-        with e.loop(0, count) as block:
-
-            def values_at(k: Val, block: Val = block) -> Val:
-                return e.load(scratch, VF, block * size + k)
-
-            store_quantised(e, values_at, e.at(loader.out, (first + block) * dtype.block_bytes), dtype)
+        target = e.at(loader.out, first * dtype.block_bytes)
+        store_quantised_blocks(e, lambda k: e.load(scratch, VF, k), target, count, dtype)
