@@ -47,7 +47,8 @@ def bench_command(
         str | None,
         typer.Option(
             "--measure",
-            help=f"Only these of {', '.join(NAMES)}. Default: prefill,decode,batch, and depth if that is given.",
+            help=f"Only these of {', '.join(NAMES)}. Default: prefill,decode,batch, and depth if that is given; "
+            "encode for an encoder.",
             metavar="LIST",
         ),
     ] = None,
@@ -67,7 +68,8 @@ def bench_command(
 ) -> None:
     """Measure a model: reading a prompt, generating, starting, memory; alone, or in turn with other programs.
 
-    first_token_seconds counts from the start of this very process to its first token, before anything else is measured;
+    first_token_seconds counts from the start of this very process to its first token, before anything else is measured
+    (of an encoder, its first vector);
     `cache` says whether its kernels came from the cache (warm) or were compiled (cold). The other starts are fresh
     processes afterwards. Generation begins with an empty context, as llama-bench measures it. Ctrl-C ends the
     measuring, and what was measured is told.
@@ -86,8 +88,10 @@ def bench_command(
     if peer_timeout <= 0:
         raise OptionError("a peer needs some time", where="--peer-timeout", found=peer_timeout, expected="above 0")
     names = ["prefill", "decode", "batch", *(["depth"] if depth else [])] if what is None else _words(what)
-    works = works_of(names, Sizes(prompt_tokens, decode_tokens, batch, depth, texts, text_tokens))
-    plan = Plan(works, repetitions, starts, _peers(peer), peer_timeout)
+    sizes = Sizes(prompt_tokens, decode_tokens, batch, depth, texts, text_tokens)
+    works = works_of(names, sizes)
+    encoder_works = works_of(["encode"], sizes) if what is None else works
+    plan = Plan(works, encoder_works, repetitions, starts, _peers(peer), peer_timeout)
     use_utf8()
     kept: list[Measurement] = []
     try:
@@ -100,7 +104,7 @@ def bench_command(
             )
     finally:
         # an interrupt or an error ends the measuring, not the output
-        if kept and any(result.speeds for result in kept[0].results):
+        if kept and (kept[0].is_complete or any(result.speeds for result in kept[0].results)):
             _write(kept[0], json_output)
 
 

@@ -9,16 +9,16 @@ import dataclasses
 import json
 import sys
 
-from rlx.cli.loading import LoadFlags, loaded_model
+from rlx.cli.loading import LoadFlags, loaded
 from rlx.cli.measure import first_token
 from rlx.cli.output import write_json
 from rlx.cli.reporting import report_failure
 
 
 def run(arguments: str) -> int:
-    """Load, generate one token, print. Returns the exit code."""
+    """Load, generate one token (or encode one text), print. Returns the exit code."""
     try:
-        with loaded_model(LoadFlags(**json.loads(arguments))) as model:
+        with loaded(LoadFlags(**json.loads(arguments))) as model:
             start = first_token(model)
     except (Exception, KeyboardInterrupt) as error:
         return report_failure(error, debug=False)

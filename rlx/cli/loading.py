@@ -60,7 +60,7 @@ def loaded_model(flags: LoadFlags) -> Generator[Model, None, None]:
     Raises:
         RlxError: whatever `rlx.load` finds wrong, or the model is an encoder.
     """
-    with _loaded(flags) as model:
+    with loaded(flags) as model:
         if hasattr(model, "embed"):
             raise UnsupportedModelError(
                 "this model makes no text", where=model.name, found="an encoder", fix="use rlx embed"
@@ -75,7 +75,7 @@ def loaded_encoder(flags: LoadFlags) -> Generator[Encoder, None, None]:
     Raises:
         RlxError: whatever `rlx.load` finds wrong, or the model is a language model.
     """
-    with _loaded(flags) as model:
+    with loaded(flags) as model:
         if not hasattr(model, "embed"):
             raise UnsupportedModelError(
                 "this model makes no vectors", where=model.name, found="a language model", fix="use rlx generate"
@@ -84,7 +84,12 @@ def loaded_encoder(flags: LoadFlags) -> Generator[Encoder, None, None]:
 
 
 @contextmanager
-def _loaded(flags: LoadFlags) -> Generator[Model | Encoder, None, None]:
+def loaded(flags: LoadFlags) -> Generator[Model | Encoder, None, None]:
+    """The language model or encoder, closed at the end of the `with` block.
+
+    Raises:
+        RlxError: whatever `rlx.load` finds wrong.
+    """
     with FetchProgress() as progress, _without_garbage_collection():
         model = rlx.load(
             default_model() if flags.reference is None else flags.reference,

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlx.cli.compare import Result, Samples, compare
-from rlx.cli.loading import LoadFlags, loaded_model
+from rlx.cli.encoder_runner import EncoderRunner
+from rlx.cli.loading import LoadFlags, loaded
 from rlx.cli.peers.peer import Missing, PeerSetting, System
 from rlx.cli.peers.work import Work
 from rlx.cli.process import peak_rss_bytes, seconds_since_start
@@ -27,6 +28,7 @@ from rlx.errors import ContextLengthError, RlxError
 
 if TYPE_CHECKING:
     from rlx.cli.peers.find import PeerRequest
+    from rlx.runtime.encoder import Encoder
     from rlx.runtime.model import Model
 
 FIRST_PROMPT = "The capital of France is"
@@ -35,7 +37,10 @@ DEFAULT_CONTEXT = 8192  # what a model is loaded with at most, without a flag
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What it took from the start of a process to its first token. Seconds; `cache` is "cold" or "warm"."""
+    """What it took from the start of a process to its first token, or an encoder's first vector or score.
+
+    Seconds; `cache` is "cold" or "warm".
+    """
 
     first_token_seconds: float
     load_seconds: float
@@ -49,6 +54,7 @@ class Plan:
 
     Attributes:
         works: what is measured.
+        encoder_works: what is measured where the model turns out to be an encoder.
         repetitions: how often each.
         starts: fresh processes for the warm start; 0 leaves out the cold one too.
         peers: what to run beside RLX.
@@ -56,6 +62,7 @@ class Plan:
     """
 
     works: Sequence[Work]
+    encoder_works: Sequence[Work]
     repetitions: int
     starts: int
     peers: Sequence[PeerRequest] = ()
@@ -140,21 +147,27 @@ def measure(
         ContextLengthError: a work does not fit into the context.
         RlxError: whatever loading finds wrong.
     """
+    from rlx.runtime.model import Model
+
     needed = max(
         (work.depth + work.tokens * (plan.repetitions + 1) + 2 for work in plan.works if work.depth), default=0
     )
     if flags.context is None and needed > DEFAULT_CONTEXT:
         flags = replace(flags, context=needed)
-    with loaded_model(flags) as model, ExitStack() as stack:
-        runner = ModelRunner(model)
+    with loaded(flags) as model, ExitStack() as stack:
+        if isinstance(model, Model):
+            runner, works = ModelRunner(model), plan.works
+        else:
+            runner, works = EncoderRunner(model), plan.encoder_works
         result = Measurement(model.name, dict(model.info), first_token(model), [], [runner], [])
         keep(result)
-        _check_lengths(plan.works, model)
+        if isinstance(model, Model):
+            _check_lengths(works, model)
         if plan.peers:
             _add_peers(result, plan)
         for system in result.systems:
             stack.callback(system.close)
-        compare(plan.works, result.systems, plan.repetitions, result.results, progress)
+        compare(works, result.systems, plan.repetitions, result.results, progress)
         result.peak_rss_bytes = peak_rss_bytes()
     if plan.starts:
         if progress is not None:
@@ -182,9 +195,16 @@ def _check_lengths(works: Sequence[Work], model: Model) -> None:
         raise ContextLengthError("the lengths do not fit", found=longest, expected=f"at most {model.context} tokens")
 
 
-def first_token(model: Model) -> Start:
-    """Generate one token now, and say how long ago this process was started."""
-    model.generate(FIRST_PROMPT, max_tokens=1, temperature=0.0)
+def first_token(model: Model | Encoder) -> Start:
+    """Generate one token now, or encode one text, and say how long ago this process was started."""
+    from rlx.runtime.model import Model
+
+    if isinstance(model, Model):
+        model.generate(FIRST_PROMPT, max_tokens=1, temperature=0.0)
+    elif model.embeds:
+        model.embed([FIRST_PROMPT])
+    else:
+        model.scores([(FIRST_PROMPT, FIRST_PROMPT)])
     seconds = seconds_since_start()
     times = [model.info.get(key) for key in ("load_seconds", "compile_seconds")]
     load_seconds, compile_seconds = (float(t) if isinstance(t, int | float) else 0.0 for t in times)

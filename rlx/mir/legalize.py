@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlx.core.backend import Backend, KernelPlan
-from rlx.core.dtype import DType
+from rlx.core.dtype import DType, f32
 from rlx.core.graph import Graph, GraphBuilder, Node, Value
 from rlx.errors import UnsupportedOpError
 from rlx.ops.elementwise import SCALAR_OPS, print_expression
@@ -28,13 +28,30 @@ def legalize(graph: Graph, backend: Backend) -> Graph:
     """
     builder = GraphBuilder(graph.name, list(graph.inputs))
     backend = _WeightAware(backend, {node.output for node in graph.nodes if node.op == "parameter"})
+    tables = _plain_tables(graph)
     values: dict[Value, Value] = {value: value for _, value in graph.inputs}
     for node in graph.nodes:
-        results = _node(builder, backend, node, tuple(values[value] for value in node.inputs))
+        inputs = tuple(values[value] for value in node.inputs)
+        if node.op == "embedding" and node.inputs[1] in tables:
+            results: Sequence[Value] = [Emitter(builder, node.location)("take_rows", inputs[1], inputs[0])]
+        else:
+            results = _node(builder, backend, node, inputs)
         values.update(zip(node.outputs, results, strict=True))
     for name, value in graph.outputs:
         builder.output(name, values[value])
     return builder.build()
+
+
+def _plain_tables(graph: Graph) -> set[Value]:
+    """Tables of float32 that are only ever looked up in, unscaled: their rows are copied as they lie.
+
+    One that is a product's weight too is packed for that, with a row in as many cache lines as it has elements.
+    """
+    tables = {node.output for node in graph.nodes if node.op == "parameter" and node.output.type.dtype == f32}
+    for node in graph.nodes:
+        is_lookup = node.op == "embedding" and node.attrs["scale"] == 1.0
+        tables.difference_update(node.inputs[:1] if is_lookup else node.inputs)
+    return tables - {value for _, value in graph.outputs}
 
 
 def _node(builder: GraphBuilder, backend: Backend, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:

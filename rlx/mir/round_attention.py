@@ -1,7 +1,7 @@
-"""Precision `fast`: attention over a bfloat16 cache multiplies bfloat16, where the backend has such products.
+"""Precision `fast`: attention over a bfloat16 cache, or within the texts of an encoder, multiplies bfloat16.
 
-The keys and values have been rounded to it already; queries and the weights of the softmax are too, the sums stay
-float32. Next: `rlx/lir/lower.py`.
+Where the backend has such products. The keys and values of a cache have been rounded to it already; queries and the
+weights of the softmax are too, the sums stay float32. Next: `rlx/lir/lower.py`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from rlx.core.graph import Graph, Node
 
 
 def round_attention(graph: Graph, backend: Backend) -> Graph:
-    """Set `products` of the paged attentions that the backend runs with it."""
+    """Set `products` of the attentions that the backend runs with it."""
 
     def rounded(node: Node) -> Node:
-        if node.op != "paged_attention" or node.attrs["dtype"] != bf16:
+        is_paged = node.op == "paged_attention" and node.attrs["dtype"] == bf16
+        if not is_paged and node.op != "packed_attention":
             return node
         attrs = {**node.attrs, "products": "bf16"}
         candidate = Node(node.op, node.inputs, attrs, node.outputs, node.location)

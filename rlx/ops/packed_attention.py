@@ -21,6 +21,7 @@ from rlx.ops.attention import HEAD_ATTRIBUTES, attention_cost, causal_mask, chec
 from rlx.ops.op import Array, Attribute, Missing, OpDef, Sample, Types, check_arity, register, static_axis
 
 PACKED_MASKS = ("none", "causal", "sliding")
+PRODUCTS = ("f32", "bf16")
 
 
 def check_bounds(bounds: Array, rows: int) -> None:
@@ -41,6 +42,8 @@ def _infer(types: Types, attrs: Attrs) -> Types:
         raise ShapeError("unknown mask kind", found=repr(mask), expected=", ".join(PACKED_MASKS))
     if mask == "sliding" and attrs["window"] is None:
         raise ShapeError("the mask kind sliding needs its window", fix="give the attribute window")
+    if attrs["products"] not in PRODUCTS:
+        raise ShapeError("unknown products", found=repr(attrs["products"]), expected=" or ".join(PRODUCTS))
     if any(type_.dtype != f32 or type_.rank != 2 for type_ in (q, k, v)) or k != v or q.shape[0] != k.shape[0]:
         raise ShapeError("packed_attention takes float32 q, k, v [rows, heads*head_dim]")
     if bounds.dtype != i32 or bounds.rank != 1:
@@ -50,6 +53,7 @@ def _infer(types: Types, attrs: Attrs) -> Types:
 
 
 def _reference(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    """Without the rounding that `products` bf16 allows."""
     q, k, v, bounds = inputs
     check_bounds(bounds, len(q))
     result = np.empty_like(q)
@@ -65,12 +69,14 @@ def _reference(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Arr
 
 
 def _samples() -> Sequence[Sample]:
-    def case(name: str, bounds: Sequence[int], heads: int = 6, head_dim: int = 16, **attrs: Any) -> Sample:
+    def case(
+        name: str, bounds: Sequence[int], heads: int = 6, head_dim: int = 16, tolerance: float = 1e-5, **attrs: Any
+    ) -> Sample:
         q, kv = TensorType(f32, (bounds[-1], heads * head_dim)), TensorType(f32, (bounds[-1], 2 * head_dim))
         types = (q, kv, kv, TensorType(i32, (len(bounds),)))
         complete = {"num_heads": heads, "num_kv_heads": 2, "scale": 0.25, **attrs}
         array = np.array(bounds, np.int32)
-        return Sample(name, types, complete, arrays={3: lambda: array}, tolerance=1e-5)
+        return Sample(name, types, complete, arrays={3: lambda: array}, tolerance=tolerance)
 
     return (
         case("full", (0, 5, 6, 23), mask="none"),
@@ -78,6 +84,8 @@ def _samples() -> Sequence[Sample]:
         case("sliding", (0, 9, 9, 11), mask="sliding", window=4),
         case("softcap", (0, 2, 7), mask="none", softcap=2.0),
         case("odd_heads", (0, 18, 40), heads=2, head_dim=13, mask="none"),
+        # bfloat16 has 8 bits: a weight is off by 2^-9 at most, and a score of a few units by some 2^-8
+        case("bf16_products", (0, 1, 8, 190), heads=4, head_dim=22, tolerance=2**-6, mask="none", products="bf16"),
     )
 
 
@@ -89,7 +97,11 @@ packed_attention = register(
         _reference,
         Missing("which rows a row sees depends on data; every backend walks the sequences itself"),
         _samples,
-        (*HEAD_ATTRIBUTES, Attribute("mask", "none (every key of the sequence), causal or sliding", "none")),
+        (
+            *HEAD_ATTRIBUTES,
+            Attribute("mask", "none (every key of the sequence), causal or sliding", "none"),
+            Attribute("products", "f32, or bf16 where rounding is fine", "f32"),
+        ),
         cost=attention_cost,
     )
 )

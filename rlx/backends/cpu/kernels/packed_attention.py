@@ -7,8 +7,10 @@
         out[dim]    = out[dim] * correction + sum over keys of v[key, dim] * weight[key]      8 dims at once
 
 No lane ever meets another one, and every sum runs in the order of dims or keys from the start of its own sequence, so
-the bits depend neither on the tile nor on what else is in the batch. Source of the recurrence: Milakov and Gimelshein
-2018. Both forms differ in how a row finds its sequence only (`_find_sequence`). Next: `pooling.py`.
+the bits depend neither on the tile nor on what else is in the batch. Where rounding is fine, both products multiply
+pairs of bfloat16, of dims and of keys (`paired_keys.py`); scores and sums stay float32. Source of the recurrence:
+Milakov and Gimelshein 2018. Both forms differ in how a row finds its sequence only (`_find_sequence`). Next:
+`pooling.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from dataclasses import dataclass
 
 from rlx.backends.cpu import vmath
 from rlx.backends.cpu.emit import F32, I32, I64, LANES, VF, Emit, Val, Var
+from rlx.backends.cpu.kernels.float_tiles import BFLOAT16, FLOAT32
+from rlx.backends.cpu.kernels.paired_keys import PairedKeys, pair_of
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.kernels.transpose import transpose
 from rlx.backends.cpu.target import Target
@@ -43,7 +47,19 @@ def _config(node: Node) -> dict[str, Setting]:
         "softcap": cap if cap is not None else 0.0,
         "mask": mask,
         "window": window if isinstance(window, int) and mask == "sliding" else 0,
+        "products": str(node.attrs.get("products", "f32")),
     }
+
+
+def _packed_why_not(node: Node, target: Target) -> str | None:
+    if node.attrs["products"] != "bf16":
+        return None
+    if not target.bf16:
+        return "the target has no bfloat16 products"
+    if node.attrs["mask"] != "none":
+        return "bfloat16 products are for rows that see every key"
+    head_dim = static_axis(node.inputs[0].type, -1, "the width of q") // int_attr(node.attrs, "num_heads")
+    return "bfloat16 products take dims in pairs" if head_dim % 2 else None
 
 
 def _plan_packed(node: Node, target: Target) -> KernelPlan:
@@ -62,7 +78,7 @@ def _plan_plain(node: Node, target: Target) -> KernelPlan:
 HELP = "32 query rows of a head at a time, a lane each"
 
 
-@kernel("packed_attention", "lanes", help=HELP, when=always, plan=_plan_packed)
+@kernel("packed_attention", "lanes", help=HELP, when=_packed_why_not, plan=_plan_packed)
 def build_packed(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: q, k, v, bounds, out. Sizes: rows, number of bounds. Units: rows of the first head, then of the next."""
     _build(_Frame(body, config, out=4))
@@ -94,6 +110,7 @@ class _Frame:
         self.query = body.e.local(F32, self.padded_dim * lanes)
         self.scores = body.e.local(F32, KEY_BLOCK * lanes)
         self.sums = body.e.local(F32, self.padded_dim * lanes)
+        self.pairs = PairedKeys(body.e, KEY_BLOCK, self.head_dim) if config["products"] == "bf16" else None
 
 
 @dataclass(slots=True)
@@ -187,6 +204,9 @@ def _tile(frame: _Frame, width: int, head: Val, row: Val, count: Val, sequence: 
         begin, end = e.maximum(first, block * KEY_BLOCK), e.minimum(stop, (block + 1) * KEY_BLOCK)
         for variable in largest:
             variable.set(e.typed(NEG_INFINITY, VF))
+        if frame.pairs:
+            row_width = frame.kv_heads * frame.head_dim
+            frame.pairs.fill(frame.k, frame.v, _key_row(tile, begin), end - begin, row_width)
         _in_groups(e, begin, end, frame.keys_at_once, lambda key, n: _scores(tile, block * KEY_BLOCK, key, n))
         corrections = _weights(tile, begin - block * KEY_BLOCK, end - block * KEY_BLOCK)
         _accumulate(tile, block * KEY_BLOCK, begin, end, corrections)
@@ -233,27 +253,38 @@ def _load_queries(tile: _Tile) -> None:
             mask = e.tail_mask(e.i64(count))
             addresses = [e.at(row, start, F32) for row in rows]
             loaded = [e.load(a, VF) if count == LANES else e.masked_load(a, VF, mask) for a in addresses]
-            for dim, column in enumerate(transpose(e, loaded)[:count]):
-                place = e.i64((start + dim) * tile.lanes + vector * LANES)
-                e.store(column * frame.scale, frame.query, place)
-                e.store(e.typed(0.0, VF), frame.sums, place)
+            columns = [column * frame.scale for column in transpose(e, loaded)[:count]]
+            for dim in range(count):
+                e.store(e.typed(0.0, VF), frame.sums, e.i64((start + dim) * tile.lanes + vector * LANES))
+            first = start
+            if frame.pairs:
+                columns = [pair_of(e, *pair) for pair in zip(columns[::2], columns[1::2], strict=True)]
+                first = start // 2
+            for index, column in enumerate(columns):
+                e.store(column, frame.query, e.i64((first + index) * tile.lanes + vector * LANES))
+
+
+def _key_row(tile: _Tile, key: Val) -> Val:
+    """The row of k and v, as `[keys * kv_heads, head_dim]`, that the tile's head reads for a key."""
+    frame = tile.frame
+    return (tile.sequence.first_key + key) * frame.kv_heads + tile.head // (frame.heads // frame.kv_heads)
 
 
 def _scores(tile: _Tile, base: Val, key: Val, count: int) -> None:
     """Capped and masked scores of `count` keys from `key`; the largest into `tile.largest`."""
     frame, e = tile.frame, tile.frame.e
-    kv_head = tile.head // (frame.heads // frame.kv_heads)
-    width = frame.kv_heads * frame.head_dim
-    rows = [
-        e.at(frame.k, (tile.sequence.first_key + key + i) * width + kv_head * frame.head_dim, F32) for i in range(count)
-    ]
+    product, steps = FLOAT32, frame.head_dim
+    rows = [e.at(frame.k, _key_row(tile, key + i) * frame.head_dim, F32) for i in range(count)]
+    if frame.pairs:
+        product, steps = BFLOAT16, frame.head_dim // 2
+        rows = [frame.pairs.key(key + i - base) for i in range(count)]
     sums = [[e.var(0.0, VF) for _ in range(tile.width)] for _ in rows]
-    with e.loop(0, frame.head_dim) as dim:
-        queries = [e.load(frame.query, VF, dim * tile.lanes + v * LANES, F32) for v in range(tile.width)]
+    with e.loop(0, steps) as step:
+        queries = [product.panel(e, e.at(frame.query, step * tile.lanes + v * LANES, F32)) for v in range(tile.width)]
         for row, totals in zip(rows, sums, strict=True):
-            value = e.splat(e.load(row, F32, dim))
+            word = product.word(e, e.at(row, step, F32))
             for query, total in zip(queries, totals, strict=True):
-                total.set(e.fma(value, query, total.get()))
+                total.set(product.add(e, total.get(), query, word))
     for i, totals in enumerate(sums):
         for v, total in enumerate(totals):
             score = _masked(tile, total.get(), key + i, v)
@@ -304,12 +335,27 @@ def _weights(tile: _Tile, begin: Val, end: Val) -> list[Val]:
         tile.total[v].set(tile.total[v].get() * corrections[v])
         tile.maximum[v].set(new)
         shifts.append(shift)
-    with e.loop(begin, end) as slot:
+
+    def weight_of(slot: Val, v: int) -> Val:
+        score = e.load(frame.scores, VF, slot * tile.lanes + v * LANES)
+        weight = vmath.exp_nonpositive(e, score - shifts[v])
+        tile.total[v].set(tile.total[v].get() + weight)
+        return weight
+
+    if not frame.pairs:
+        with e.loop(begin, end) as slot:
+            for v in range(tile.width):
+                e.store(weight_of(slot, v), frame.scores, slot * tile.lanes + v * LANES)
+        return corrections
+    # the blocks of these begin at slot 0; pairs take the places of scores that have been read
+    with e.loop(0, end // 2) as pair:
         for v in range(tile.width):
-            place = slot * tile.lanes + v * LANES
-            weight = vmath.exp_nonpositive(e, e.load(frame.scores, VF, place) - shifts[v])
-            e.store(weight, frame.scores, place)
-            tile.total[v].set(tile.total[v].get() + weight)
+            weights = [weight_of(pair * 2 + i, v) for i in range(2)]
+            e.store(pair_of(e, *weights), frame.scores, pair * tile.lanes + v * LANES)
+    with e.when(end % 2 > 0):
+        for v in range(tile.width):
+            alone = pair_of(e, weight_of(end - 1, v), e.typed(0.0, VF))
+            e.store(alone, frame.scores, end // 2 * tile.lanes + v * LANES)
     return corrections
 
 
@@ -349,9 +395,8 @@ def _add_values(
     for their values: what a row must not see may be infinite.
     """
     frame, e = tile.frame, tile.frame.e
-    kv_head = tile.head // (frame.heads // frame.kv_heads)
     row_width = frame.kv_heads * frame.head_dim
-    values = e.at(frame.v, tile.sequence.first_key * row_width + kv_head * frame.head_dim + dim, F32)
+    values = e.at(frame.v, _key_row(tile, e.i64(0)) * frame.head_dim + dim, F32)
     places = [[(dim + i) * tile.lanes + v * LANES for v in range(tile.width)] for i in range(count)]
     sums = [
         [e.var(e.load(frame.sums, VF, place) * factor) for place, factor in zip(row, corrections, strict=True)]
@@ -368,10 +413,22 @@ def _add_values(
                     seen = e.select(weight > 0.0, value, 0.0) if masked else value
                     total.set(e.fma(seen, weight, total.get()))
 
+    def add_pairs(pairs: PairedKeys, stop: Val) -> None:
+        with e.loop(0, stop) as pair:
+            place = e.at(frame.scores, pair * tile.lanes, F32)
+            weights = [BFLOAT16.panel(e, e.at(place, v * LANES, F32)) for v in range(tile.width)]
+            address = e.at(pairs.values_of(pair), dim, F32)
+            for i, totals in enumerate(sums):
+                word = BFLOAT16.word(e, e.at(address, i, F32))
+                for weight, total in zip(weights, totals, strict=True):
+                    total.set(BFLOAT16.add(e, total.get(), weight, word))
+
     begin, whole_begin, whole_end, end = ranges
+    if frame.pairs:
+        add_pairs(frame.pairs, (end - begin + 1) // 2)
     if frame.window or frame.mask == "bias":
         add(begin, whole_begin, masked=True)
-    if frame.mask != "bias":
+    if frame.mask != "bias" and not frame.pairs:
         add(whole_begin, whole_end, masked=False)
     if frame.mask in ("causal", "sliding"):
         add(whole_end, end, masked=True)

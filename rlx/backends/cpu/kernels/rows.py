@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from rlx.backends.cpu.emit import F32, LANES, VF, Emit, Val
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
-from rlx.backends.cpu.kernels.store import store_quantised
+from rlx.backends.cpu.kernels.store import store_quantised_blocks
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
@@ -72,12 +72,11 @@ def build_rms_norm(body: Body, config: Mapping[str, Setting]) -> None:
 
         if dtype.is_packed:
             target = e.at(out, row * dtype.nbytes(width))
-            with e.loop(0, width // dtype.block_size) as block:
 
-                def values_at(k: Val, first: Val = block * dtype.block_size, source: Val = source) -> Val:
-                    return scaled(e.load(source, VF, first + k), e.load(weight, VF, first + k))
+            def values_at(k: Val, source: Val = source) -> Val:
+                return scaled(e.load(source, VF, k), e.load(weight, VF, k))
 
-                store_quantised(e, values_at, e.at(target, block * dtype.block_bytes), dtype)
+            store_quantised_blocks(e, values_at, target, e.i64(width // dtype.block_size), dtype)
         else:
             target = e.at(out, row * width, F32)
             with e.loop(0, width // LANES * LANES, LANES) as i:
@@ -99,9 +98,9 @@ def build_quantize(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x f32, out quantised; sizes blocks per row; units are rows."""
     e, blocks, dtype = body.e, body.size(0), DTYPES[str(config["out"])]
     x, out = body.buffer(0), body.buffer(1)
-    with e.loop(body.begin * blocks, body.end * blocks) as block:
-        first = block * dtype.block_size
-        store_quantised(e, lambda k, first=first: e.load(x, VF, first + k), e.at(out, block * dtype.block_bytes), dtype)
+    first, count = body.begin * blocks, (body.end - body.begin) * blocks
+    source, target = e.at(x, first * dtype.block_size, F32), e.at(out, first * dtype.block_bytes)
+    store_quantised_blocks(e, lambda k: e.load(source, VF, k), target, count, dtype)
 
 
 def _plan_reduce(node: Node, target: Target) -> KernelPlan:
