@@ -18,6 +18,7 @@ from rlx.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from rlx.runtime.encoder import Encoder
+    from rlx.runtime.loaded_model import LoadedModel
     from rlx.runtime.model import Model
 
 
@@ -84,7 +85,7 @@ def loaded_encoder(flags: LoadFlags) -> Generator[Encoder, None, None]:
 
 
 @contextmanager
-def loaded(flags: LoadFlags) -> Generator[Model | Encoder, None, None]:
+def loaded(flags: LoadFlags) -> Generator[LoadedModel, None, None]:
     """The language model or encoder, closed at the end of the `with` block.
 
     Raises:

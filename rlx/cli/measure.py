@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rlx.cli.compare import Result, Samples, compare
 from rlx.cli.encoder_runner import EncoderRunner
@@ -29,6 +29,7 @@ from rlx.errors import ContextLengthError, RlxError
 if TYPE_CHECKING:
     from rlx.cli.peers.find import PeerRequest
     from rlx.runtime.encoder import Encoder
+    from rlx.runtime.loaded_model import LoadedModel
     from rlx.runtime.model import Model
 
 FIRST_PROMPT = "The capital of France is"
@@ -158,7 +159,7 @@ def measure(
         if isinstance(model, Model):
             runner, works = ModelRunner(model), plan.works
         else:
-            runner, works = EncoderRunner(model), plan.encoder_works
+            runner, works = EncoderRunner(cast("Encoder", model)), plan.encoder_works
         result = Measurement(model.name, dict(model.info), first_token(model), [], [runner], [])
         keep(result)
         if isinstance(model, Model):
@@ -195,7 +196,7 @@ def _check_lengths(works: Sequence[Work], model: Model) -> None:
         raise ContextLengthError("the lengths do not fit", found=longest, expected=f"at most {model.context} tokens")
 
 
-def first_token(model: Model | Encoder) -> Start:
+def first_token(model: LoadedModel) -> Start:
     """Generate one token now, or encode one text, and say how long ago this process was started."""
     from rlx.runtime.model import Model
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from rlx.errors import InputError, OptionError, RlxError
 from rlx.io.tokenizer import Tokenizer, TypedTokens
 from rlx.models.recipe import EncoderRecipe
 from rlx.runtime.executable import Executable
+from rlx.runtime.loaded_model import LoadedModel
 
 Vectors = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -37,7 +37,7 @@ class Ranked:
     score: float
 
 
-class Encoder:
+class Encoder(LoadedModel):
     """An encoder ready to run. Use it as a context manager, or call `close`.
 
     Args:
@@ -47,6 +47,8 @@ class Encoder:
         recipe: what it was made from; pooling, prompts and lengths are in `recipe.settings`.
         info: facts to show (architecture, parameters, precision, ...).
     """
+
+    kind = "an encoder"
 
     def __init__(
         self, name: str, executable: Executable, tokenizer: Tokenizer, recipe: EncoderRecipe, info: Mapping[str, object]
@@ -209,14 +211,6 @@ class Encoder:
         if not self._is_closed:
             self._is_closed = True
             self._executable.close()
-
-    def __enter__(self) -> Encoder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         facts = [f"{key} {value}" for key, value in self.info.items() if isinstance(value, str | int)]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rlx.lir.program import Program
     from rlx.runtime.encoder import Encoder
     from rlx.runtime.executable import Executable, Interpreted
-    from rlx.runtime.model import Model
+    from rlx.runtime.loaded_model import LoadedModel
     from rlx.runtime.session import Session
     from rlx.runtime.warm_start import KeptStart, Parts
 
@@ -47,7 +47,7 @@ def load(
     kv_cache: str | None = None,
     profile: Profile | str | Path | None = None,
     progress: Callable[..., None] | None = None,
-) -> Model | Encoder:
+) -> LoadedModel:
     """Load a language model, or an encoder that makes vectors of texts or scores pairs of them.
 
     Args:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from rlx.errors import ChatTemplateError, InputError, RlxError
 from rlx.runtime.engine import Engine
 from rlx.runtime.generate import GenerationResult, TextStream, Tokenizer, run_together
+from rlx.runtime.loaded_model import LoadedModel
 from rlx.runtime.sampler import SamplingOptions
 from rlx.runtime.step import StepProgram
 
@@ -39,7 +39,7 @@ class ChatTemplate(Protocol):
         ...
 
 
-class Model:
+class Model(LoadedModel):
     """A language model ready to run. Use it as a context manager, or call `close`.
 
     The keyword arguments called `options` are the fields of `SamplingOptions` (temperature, top_k, top_p, seed, stop,
@@ -55,6 +55,8 @@ class Model:
         max_step_tokens: most rows of one step of the program.
         max_sequences: most sequences that run at once.
     """
+
+    kind = "a language model"
 
     def __init__(
         self,
@@ -179,14 +181,6 @@ class Model:
         if not self._is_closed:
             self._is_closed = True
             self._program.close()
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         facts = [f"{key} {value}" for key, value in self.info.items() if isinstance(value, str | int)]

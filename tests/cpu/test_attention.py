@@ -19,7 +19,7 @@ from rlx.core.dim import Dim
 from rlx.core.dtype import DType, bf16, bf16_act, f16, f32, i32, q8_0, q8_act, q8k_act, q8x2_act
 from rlx.core.graph import Graph
 from rlx.core.storage import encode
-from rlx.core.type import tensor
+from rlx.core.type import TensorType, tensor
 from rlx.errors import InputError, ShapeError
 from rlx.ops.paged_attention import cache_types, write_cache
 from rlx.runtime.executable import Executable
@@ -197,12 +197,13 @@ def test_rotated_keys_are_those_that_rope_makes(style: str, half: int, dtype: DT
     caches = cache_types(Dim("N"), heads, head_dim, PAGE, dtype)
     index = (tensor(i32, Dim("T")), tensor(i32, Dim("T")), tensor(i32, Dim("S"), Dim("P")))
     row, table = tensor(f32, Dim("T"), heads * head_dim), tensor(f32, Dim("T"), half)
-    types = dict(zip(("kc", "vc", "k", "v", "p", "s", "t"), (*caches, row, row, *index), strict=True))
+    types = dict[str, TensorType](zip(("kc", "vc", "k", "v", "p", "s", "t"), (*caches, row, row, *index), strict=True))
     rope = compiled(one_op("rope", {"k": row, "c": table, "s": table}, num_heads=heads, style=style), target)
     append = compiled(one_op("cache_append", types, dtype=dtype), target)
     both = compiled(one_op("cache_append", {**types, "c": table, "n": table}, dtype=dtype, rotation=style), target)
     empty = [
-        stored(dtype, np.zeros([3 if i == 0 else int(n) for i, n in enumerate(c.shape)], np.float32)) for c in caches
+        stored(dtype, np.zeros([3 if i == 0 else int(str(n)) for i, n in enumerate(c.shape)], np.float32))
+        for c in caches
     ]
     rest = {"v": v, "p": np.arange(13, 13 + rows, dtype=np.int32), "s": np.zeros(rows, np.int32)}
     rest["t"] = np.array([[2, 0]], np.int32)
@@ -364,6 +365,7 @@ def test_what_is_appended_has_the_bits_of_the_format(dtype: DType, target: str) 
         page_table=np.zeros((1, 1), np.int32),
     )
     exe.close()
-    expected = write_cache(*(stored(dtype, x[None, None]) for x in (k, v)), dtype)
+    keys, values = (stored(dtype, x[None, None]) for x in (k, v))
+    expected = write_cache(keys, values, dtype)
     assert same_bits(found["y0"], np.ascontiguousarray(expected[0]))
     assert same_bits(found["y1"], np.ascontiguousarray(expected[1]))

@@ -54,7 +54,11 @@ def test_a_product_has_the_bits_that_it_has_on_x86(dtype: DType, terms: int, tar
     floats = np.random.default_rng(1).standard_normal((ROWS, k)).astype(np.float32)
     x = floats if act == f32 else encode(act, floats).reshape(ROWS, -1)
     weight = TensorType(dtype, (OUT, k))
-    raw = weight_of(dtype) if dtype.is_packed else encode(dtype, np.random.default_rng(2).standard_normal((OUT, k)))
+    raw = (
+        weight_of(dtype)
+        if dtype.is_packed
+        else encode(dtype, np.random.default_rng(2).standard_normal((OUT, k)).astype(np.float32))
+    )
     graph = one_op("linear", {"x": tensor(act, Dim("n"), k)}, {"w": weight})
     weights = DictWeights({"w": (weight, raw)})
     exe = emulated(graph, target, weights, threads=2)
@@ -72,7 +76,8 @@ def test_a_function_is_within_its_stated_error(name: str) -> None:
     exe = emulated(unary_graph(name, Dim("n")), "neon", threads=2)
     found = exe(x=x)["y0"]
     exe.close()
-    kept = np.isfinite(x) & np.isfinite(true) & (x > -87 if name == "silu" else True)
+    # what is beyond float32 rounds to infinity
+    kept = np.isfinite(x) & (np.abs(true) <= np.finfo(np.float32).max) & (x > -87 if name == "silu" else True)
     if name in ("sin", "cos"):
         kept &= np.abs(x) < 1.5e6
     x, found, true = x[kept], found[kept], true[kept]
@@ -92,7 +97,7 @@ def test_threads_share_many_runs() -> None:
     expected = alone(x=x)["y0"]
     for _ in range(5):
         assert same_bits(shared(x=x)["y0"], expected)
-    assert shared.module.took_part > 1
+    assert getattr(shared.module, "took_part") > 1  # noqa: B009  # of the emulated module
     alone.close()
     shared.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import rlx
-from rlx.runtime.model import Model
+from rlx.runtime.loaded_model import LoadedModel as Model
 
 # one context is 1/4 of the cache that the default reserves; 2048 positions are more than any test here uses
 CONTEXT = 2048

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.runtime.model import Model
+from rlx.runtime.loaded_model import LoadedModel as Model
 from rlx.runtime.session import Session
 
 Ints = NDArray[np.int32]

@@ -15,7 +15,7 @@ import pytest
 import rlx
 from rlx.backends.cpu.target import available
 from rlx.io.reference import resolve
-from rlx.runtime.model import Model
+from rlx.runtime.loaded_model import LoadedModel as Model
 from rlx.runtime.session import Session
 from tests.integration.driving import Drive, Floats, Ints, in_chunks, session_of_model
 from tests.integration.tiny import TINY, recipe_of, session_of, write_packed_gguf

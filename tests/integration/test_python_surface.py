@@ -19,7 +19,7 @@ from rlx.core.text import parse_graph, print_graph
 from rlx.errors import InputError, RlxError
 from rlx.flow.blocks import LinearStage
 from rlx.lir.text import parse_program
-from rlx.runtime.model import Model
+from rlx.runtime.loaded_model import LoadedModel as Model
 from tests.integration.small_gguf import CASE, small_gguf
 from tests.references.seeded import seeded_tensor
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rlx
-from rlx.runtime.model import Model
+from rlx.runtime.loaded_model import LoadedModel as Model
 from tests.references.kl import compact_kl, log_softmax, perplexity
 from tests.references.load import botchan_figures, botchan_windows
 

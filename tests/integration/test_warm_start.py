@@ -16,7 +16,7 @@ from rlx.backends.cpu import background, codegen, disk_cache, weight_cache
 from rlx.errors import RlxError
 from rlx.runtime import load as loading
 from rlx.runtime import start_cache, warm_start
-from rlx.runtime.model import Model
+from rlx.runtime.loaded_model import LoadedModel as Model
 from tests.integration.command import ROOT, environment
 from tests.integration.small_gguf import CASE, small_gguf
 from tests.models.checkpoints import write_folder

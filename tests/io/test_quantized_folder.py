@@ -68,7 +68,9 @@ def weight_of(checkpoint: Checkpoint, name: str) -> Array:
 def packed_words(levels: Array, axis: int, order: tuple[int, ...] = tuple(range(8))) -> Array:
     """Eight levels in an int32 along `axis`: nibble j holds the one at place order[j]."""
     moved = np.moveaxis(levels.astype(np.int64), axis, -1).reshape(*np.moveaxis(levels, axis, -1).shape[:-1], -1, 8)
-    words = sum(moved[..., place] << (4 * nibble) for nibble, place in enumerate(order))
+    words = np.zeros(moved.shape[:-1], np.int64)
+    for nibble, place in enumerate(order):
+        words |= moved[..., place] << (4 * nibble)
     return np.moveaxis((words & 0xFFFFFFFF).astype(np.uint32).view(np.int32), -1, axis)
 
 

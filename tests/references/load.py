@@ -207,8 +207,13 @@ def encoder_cases() -> list[EncoderCase]:
     arrays = _arrays("encoders")
     return [
         EncoderCase(
-            **{**case, "shapes": {key: tuple(shape) for key, shape in case["shapes"].items()}},
-            **{key: arrays[f"{case['name']}.{key}"] for key in ("ids", "types", "hidden")},
+            name=case["name"],
+            seed=case["seed"],
+            config=case["config"],
+            shapes={key: tuple(shape) for key, shape in case["shapes"].items()},
+            ids=arrays[f"{case['name']}.ids"],
+            types=arrays[f"{case['name']}.types"],
+            hidden=arrays[f"{case['name']}.hidden"],
             logits=arrays.get(f"{case['name']}.logits"),
         )
         for case in _document("encoders")["cases"]

@@ -103,7 +103,8 @@ class EmulatedModule:
         given = {**self._held, **memory}
         with job.open("wb") as file:
             file.write(self._head(dims, given, memory))
-            file.writelines(as_bytes(given[index]) for index in sorted(given))
+            for index in sorted(given):
+                file.write(as_bytes(given[index]).tobytes())
         command = [tool(EMULATOR), "-cpu", PROCESSORS[self.target.name], str(self._place / "program")]
         subprocess.run([*command, str(job), str(result)], check=True, timeout=600)
         data = np.fromfile(result, np.uint8)
