@@ -24,6 +24,10 @@ _ABILITIES = {
 }
 
 
+class _WrongKindError(UnsupportedModelError, AttributeError):
+    """Also an AttributeError, so that `hasattr` says whether a model has an ability."""
+
+
 class LoadedModel:
     """A model ready to run. Use it as a context manager, or call `close`.
 
@@ -56,7 +60,7 @@ class LoadedModel:
         """
         if name not in _ABILITIES:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        raise UnsupportedModelError(
+        raise _WrongKindError(
             f"this model cannot {_ABILITIES[name]}",
             where=self.name,
             found=self.kind,
