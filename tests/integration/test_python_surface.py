@@ -16,7 +16,7 @@ from rlx.compiler import to_text
 from rlx.core.dtype import f32, i32
 from rlx.core.graph import Graph
 from rlx.core.text import parse_graph, print_graph
-from rlx.errors import InputError, RlxError
+from rlx.errors import InputError, RlxError, UnsupportedModelError
 from rlx.flow.blocks import LinearStage
 from rlx.lir.text import parse_program
 from rlx.runtime.loaded_model import LoadedModel as Model
@@ -232,3 +232,12 @@ def test_dump_writes_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         again = parse_program(text) if "-lir-" in path.name else parse_graph(text)
         assert to_text(again) == text
         assert isinstance(again, Graph) or "-lir-" in path.name
+
+
+def test_what_a_language_model_lacks_is_one_clear_error(model: Model) -> None:
+    assert not hasattr(model, "embed")
+    assert not hasattr(model, "no_such_thing")
+    with pytest.raises(UnsupportedModelError, match="cannot make vectors of texts"):
+        model.embed(["a"])
+    with pytest.raises(UnsupportedModelError, match="cannot score pairs"):
+        model.rerank("a", ["b"])
