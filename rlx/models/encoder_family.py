@@ -6,7 +6,6 @@ or refused by name and value. Next: `encoders.py`, which lists the families.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
@@ -28,6 +27,7 @@ from rlx.models.encoder import (
 )
 from rlx.models.fields import Fields
 from rlx.models.recipe import EncoderRecipe
+from rlx.models.unread import refuse_unread_tensors
 
 # Fields that carry no computation: what a checkpoint is called, how it was trained, what its labels mean.
 NO_COMPUTATION = frozenset(
@@ -188,14 +188,7 @@ def _refuse_unread_tensors(
 ) -> None:
     """A tensor that the flow would not read means that the model computes something else."""
     read = {names[key] for key in _keys(config, head, names)}
-    for name in checkpoint.tensors:
-        if name not in read and not any(fnmatch.fnmatchcase(name, pattern) for pattern in unread):
-            raise UnsupportedModelError(
-                "the checkpoint holds a tensor that a model of this configuration does not have",
-                where=str(checkpoint.path),
-                found=name,
-                fix="check that the configuration is the one of these weights",
-            )
+    refuse_unread_tensors(checkpoint, read, unread)
 
 
 def _function(checkpoint: Checkpoint, head: Head) -> str:

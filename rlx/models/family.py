@@ -6,7 +6,6 @@ In: an open checkpoint. Out: its recipe. A family is one file that makes a `Fami
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -21,6 +20,7 @@ from rlx.models.gguf_config import refuse_unread_gguf
 from rlx.models.hf_config import refuse_unread_hf
 from rlx.models.names import GGUF_NAMES, HF_NAMES, NameMap, keys_of
 from rlx.models.recipe import ModelRecipe
+from rlx.models.unread import refuse_unread_tensors
 
 ReadHf: TypeAlias = "Callable[[Fields], DecoderConfig]"
 ReadGguf: TypeAlias = "Callable[[Fields, Checkpoint], DecoderConfig]"
@@ -133,11 +133,4 @@ def _refuse_unread_tensors(
             read.add(target if isinstance(target, str) else target.name)
     # a tied model's file may hold the head once more
     unread = (*name_map.unread, str(names.get("lm_head.weight"))) if config.tied else name_map.unread
-    for name in checkpoint.tensors:
-        if name not in read and not any(fnmatch.fnmatch(name, pattern) for pattern in unread):
-            raise UnsupportedModelError(
-                "the checkpoint holds a tensor that a model of this configuration does not have",
-                where=str(checkpoint.path),
-                found=name,
-                fix="check that the configuration is the one of these weights",
-            )
+    refuse_unread_tensors(checkpoint, read, unread)
