@@ -17,9 +17,8 @@ from rlx.core.dtype import i32
 from rlx.core.graph import Graph, GraphBuilder, Node, Value
 from rlx.core.rewrite import eliminate_dead
 from rlx.core.type import TensorType
-from rlx.errors import ShapeError
-from rlx.hir.derive_step import collapsed_attrs
-from rlx.hir.row_kinds import PACKED_RULES, Kind, RowKinds, refuse, row_kinds
+from rlx.hir.derive_step import collapsed
+from rlx.hir.row_kinds import PACKED_RULES, Kind, RowKinds, row_kinds
 from rlx.ops.op import Emitter
 
 TOKENS, SEQUENCES = Dim("T"), Dim("S")
@@ -80,11 +79,4 @@ class _Derivation:
     def collapsed(self, emit: Emitter, node: Node, operands: list[Value], kind: Kind) -> tuple[Value, ...]:
         """The node over `[T, inner...]` (or `[S, inner...]`) in place of `[batch, seq, inner...]`."""
         count = SEQUENCES if kind is Kind.LAST else TOKENS
-        try:
-            results = emit.many(node.op, *operands, **{**node.attrs, **collapsed_attrs(node, self.rows, count)})
-        except ShapeError as error:
-            refuse(node, f"{node.op} does not work on rows of tokens ({error.what})")
-        for plain, result in zip(node.outputs, results, strict=True):
-            if result.type != plain.type.with_shape((count, *self.rows.inner(plain))):
-                refuse(node, f"{node.op} does not keep one row for each token")
-        return results
+        return collapsed(emit, node, operands, self.rows, count)

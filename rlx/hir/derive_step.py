@@ -12,6 +12,7 @@ that mixes rows on. Which values have rows is found by `row_kinds.py`; next: `rl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlx.core.dim import Dim, Shape, Size
@@ -176,15 +177,7 @@ class _Derivation:
 
     def collapsed(self, node: Node, operands: list[Value], count: Size) -> tuple[Value, ...]:
         """The node over `[count, inner...]` in place of `[batch, seq, inner...]`."""
-        attrs = {**node.attrs, **collapsed_attrs(node, self.rows, count)}
-        try:
-            results = Emitter(self.builder, node.location).many(node.op, *operands, **attrs)
-        except ShapeError as error:
-            refuse(node, f"{node.op} does not work on rows of tokens ({error.what})")
-        for plain, result in zip(node.outputs, results, strict=True):
-            if result.type != plain.type.with_shape((count, *self.rows.inner(plain))):
-                refuse(node, f"{node.op} does not keep one row for each token")
-        return results
+        return collapsed(Emitter(self.builder, node.location), node, operands, self.rows, count)
 
     def cached_attention(self, node: Node) -> Value:
         """Append k and v of the tokens to the cache, then attend over its pages."""
@@ -219,6 +212,22 @@ def _key_shape(node: Node) -> tuple[int, int]:
     if not isinstance(width, int):
         refuse(node, "the width is symbolic")
     return num_kv_heads, width // num_kv_heads
+
+
+def collapsed(emit: Emitter, node: Node, operands: Sequence[Value], rows: RowKinds, count: Size) -> tuple[Value, ...]:
+    """The node over `[count, inner...]` in place of the row axes of the plain pass.
+
+    Raises:
+        FlowError: the op does not work on rows of tokens, or does not keep them apart.
+    """
+    try:
+        results = emit.many(node.op, *operands, **{**node.attrs, **collapsed_attrs(node, rows, count)})
+    except ShapeError as error:
+        refuse(node, f"{node.op} does not work on rows of tokens ({error.what})")
+    for plain, result in zip(node.outputs, results, strict=True):
+        if result.type != plain.type.with_shape((count, *rows.inner(plain))):
+            refuse(node, f"{node.op} does not keep one row for each token")
+    return results
 
 
 def collapsed_attrs(node: Node, rows: RowKinds, count: Size) -> dict[str, AttrValue]:
