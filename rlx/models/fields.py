@@ -118,24 +118,20 @@ class Fields:
 
     def words(self, name: str, count: int) -> tuple[str, ...] | None:
         """A list of `count` strings; None if the field is absent."""
-        value = self.get(name)
-        if value is None:
-            return None
-        items = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
-        found = tuple(item for item in items if isinstance(item, str))
-        if len(items) != count or len(found) != count:
-            self.refuse(name, f"{count} words, one for each layer")
-        return found
+        return self._list(name, count, str, "words")
 
-    def numbers(self, name: str, count: int) -> list[int] | None:
+    def numbers(self, name: str, count: int) -> tuple[int, ...] | None:
         """A list of `count` whole numbers; None if the field is absent."""
+        return self._list(name, count, int, "whole numbers")
+
+    def _list(self, name: str, count: int, kind: type[T], what: str) -> tuple[T, ...] | None:
         value = self.get(name)
         if value is None:
             return None
         items = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
-        found = [item for item in items if isinstance(item, int)]
+        found = tuple(item for item in items if isinstance(item, kind))
         if len(items) != count or len(found) != count:
-            self.refuse(name, f"{count} whole numbers, one for each layer")
+            self.refuse(name, f"{count} {what}, one for each layer")
         return found
 
     def text(self, name: str, default: str) -> str:

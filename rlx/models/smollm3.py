@@ -19,7 +19,7 @@ def smollm3_from_hf(fields: Fields) -> DecoderConfig:
     """SmolLM3's config.json; `no_rope_layers` has a 1 for each layer that is rotated."""
     bias, count = fields.flag("attention_bias"), fields.integer("num_hidden_layers")
     every = fields.integer("no_rope_layer_interval", 4)
-    rotated = fields.numbers("no_rope_layers", count) or [int((i + 1) % every != 0) for i in range(count)]
+    rotated = fields.numbers("no_rope_layers", count) or tuple(int((i + 1) % every != 0) for i in range(count))
     uses_window = fields.flag("use_sliding_window") and fields.get("sliding_window") is not None
     if not uses_window:
         fields.read.add("sliding_window")  # a window that is not in use
