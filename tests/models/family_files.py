@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rlx.models.registry import MODEL_TYPES
 from tests.models.checkpoints import permuted, write_folder, write_gguf
-from tests.references.load import FamilyCase, family_cases, gguf_layouts
+from tests.references.load_models import FamilyCase, family_cases, gguf_layouts
 
 FAMILIES = {case.name: case for case in family_cases()}
 LAYOUTS = gguf_layouts()

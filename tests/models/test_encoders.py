@@ -19,7 +19,7 @@ from rlx.models.encoder import encoder_flow
 from rlx.models.encoders import ENCODER_TYPES, encoder_recipe_for
 from rlx.models.recipe import EncoderRecipe
 from tests.models.checkpoints import write_folder
-from tests.references.load import EncoderCase, encoder_cases
+from tests.references.load_models import EncoderCase, encoder_cases
 
 CASES = {case.name: case for case in encoder_cases()}
 TARGETS = available()

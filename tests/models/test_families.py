@@ -16,7 +16,7 @@ from rlx.io.safetensors_folder import open_folder
 from rlx.models import ModelRecipe, recipe_for
 from rlx.models.hf_config import NO_COMPUTATION
 from tests.models.family_files import FAITHFUL, FAMILIES, families_without_a_case, folder, gguf_file
-from tests.references.load import FamilyCase
+from tests.references.load_models import FamilyCase
 
 NAMES = sorted(FAMILIES)
 # float32 rounding of transformers over three to seven layers, as a share of the largest logit; the bar of exact mode

@@ -1,8 +1,9 @@
 # pyright: basic, reportMissingImports=false
 """Record what tiny random encoders of transformers answer.
 
-In: the configurations below; weights grow from a seed (`seeded.seeded_weight`). Out: encoders.json and encoders.npz.
-Run `python -m tests.references.encoders` with the `references` extra installed. Next: `load.py`.
+In: the configurations below; weights grow from a seed (`seeded.seeded_weight`). Out: two files a case in
+answers/encoders. Run `python -m tests.references.encoders` with the `references` extra installed. Next:
+`load_models.py`.
 
 The configuration kept is the one `save_pretrained` wrote, and the weight names and shapes are those of the safetensors
 file it wrote.
@@ -11,6 +12,7 @@ file it wrote.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ import transformers
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from tests.references.recording import write
+from tests.references.recording import ANSWERS, write_case
 from tests.references.seeded import seeded_tensor, seeded_weight
 
+KIND = "encoders"
 TOKENS = 21
 
 BASE: dict[str, Any] = {
@@ -106,13 +109,13 @@ def _weights(model: Any) -> dict[str, Any]:
     return {key: value.data for key, value in model.named_parameters()}
 
 
-def main() -> None:
-    """Record every case."""
-    answers = {name: answer(name) for name in CASES}
-    arrays = {f"{name}.{key}": value for name, (_, found) in answers.items() for key, value in found.items()}
-    descriptions = [description for description, _ in answers.values()]
-    write("encoders", {"cases": descriptions}, arrays, ["torch", "transformers", "safetensors"])
+def main(names: list[str]) -> None:
+    """Record the named cases, or every case that there is no answer for."""
+    recorded = {path.stem for path in (ANSWERS / KIND).glob("*.json")}
+    for name in names or [name for name in CASES if name not in recorded]:
+        description, arrays = answer(name)
+        write_case(KIND, description, arrays, ["torch", "transformers", "safetensors"])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -2,8 +2,8 @@
 """Record what tiny random models of many families answer in transformers.
 
 In: the configurations below; weights grow from a seed and their names in the safetensors file (`seeded.seeded_weight`).
-Out: families.json and families.npz. Run `python -m tests.references.families` with the `references` extra installed;
-names after it record those cases anew and keep the rest. Next: `load.py`.
+Out: two files a case in answers/families. Run `python -m tests.references.families` with the `references` extra
+installed; names after it record those cases anew. Next: `load_models.py`.
 
 The configuration kept is the one `save_pretrained` wrote, without what transformers writes into every file.
 """
@@ -24,10 +24,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tests.references.family_cases import CASES, FamilySource
-from tests.references.recording import FOLDER, write
+from tests.references.recording import ANSWERS, write_case
 from tests.references.seeded import seeded_tensor, seeded_weight
 from tests.references.tiny_llama import greedy
 
+KIND = "families"
 PROMPT_TOKENS = 24
 GREEDY_TOKENS = 32
 SMALLEST_MARGIN = 1e-3  # between the two best logits of a greedy step: ten times the bar on a logit of size one
@@ -82,25 +83,16 @@ def answer(name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     return description, arrays
 
 
-def _recorded() -> tuple[dict[str, dict[str, Any]], dict[str, NDArray[Any]]]:
-    document, archive = FOLDER / "families.json", FOLDER / "families.npz"
-    if not document.exists():
-        return {}, {}
-    cases = {case["name"]: case for case in json.loads(document.read_text())["cases"]}
-    with np.load(archive) as file:
-        return cases, {key: file[key] for key in file.files}
-
-
 def main(names: list[str]) -> None:
-    """Record the named cases, or every case that there is no answer for and drop those that are gone."""
-    descriptions, arrays = _recorded()
-    for name in names or [name for name in CASES if name not in descriptions]:
-        descriptions[name], found = answer(name)
-        arrays.update({f"{name}.{key}": value for key, value in found.items()})
-        print(name, descriptions[name]["seed"], descriptions[name]["smallest_greedy_margin"])
-    kept = [descriptions[name] for name in CASES]
-    arrays = {key: array for key, array in arrays.items() if key.split(".")[0] in CASES}
-    write("families", {"cases": kept}, arrays, ["torch", "transformers", "safetensors"])
+    """Record the named cases, or every case that there is no answer for, and drop those of no case."""
+    recorded = {path.stem for path in (ANSWERS / KIND).glob("*.json")}
+    for name in names or [name for name in CASES if name not in recorded]:
+        description, arrays = answer(name)
+        write_case(KIND, description, arrays, ["torch", "transformers", "safetensors"])
+        print(name, description["seed"], description["smallest_greedy_margin"])
+    for gone in recorded - CASES.keys():
+        for path in (ANSWERS / KIND).glob(f"{gone}.*"):
+            path.unlink()
 
 
 if __name__ == "__main__":

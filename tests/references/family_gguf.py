@@ -1,9 +1,9 @@
 # pyright: basic, reportMissingImports=false
 """Record what llama.cpp's converter makes of the tiny models of `family_cases.py`: metadata, and a hash of each tensor.
 
-In: the path of llama.cpp's source (its `conversion` package and `gguf-py`). Out: family_gguf.json. Run it as
+In: the path of llama.cpp's source (its `conversion` package and `gguf-py`). Out: answers/family_gguf. Run it as
 `python -m tests.references.family_gguf PATH` with the `references` extra installed. The tests build the same tensors
-from the seeds, and the hashes say that they are llama.cpp's. Next: `load.py`.
+from the seeds, and the hashes say that they are llama.cpp's. Next: `load_models.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.references.load import family_cases
-from tests.references.recording import FOLDER
+from tests.references.load_models import family_cases
+from tests.references.recording import ANSWERS, write_case
 
+KIND = "family_gguf"
 SKIPPED_KEYS = ("general.", "tokenizer.", "GGUF.")
 
 
@@ -66,18 +67,16 @@ def _old_names(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def main(source: Path) -> None:
-    """Record every case whose family llama.cpp knows."""
+def main(source: Path, names: list[str]) -> None:
+    """Record the named cases, or every case that there is no layout for; those the converter does not take are told."""
     sys.path[:0] = [str(source), str(source / "gguf-py")]
-    cases: list[dict[str, Any]] = []
-    for case in family_cases():
+    recorded = {path.stem for path in (ANSWERS / KIND).glob("*.json")}
+    for name in names or [case.name for case in family_cases() if case.name not in recorded]:
         try:
-            cases.append(convert(case.name, source))
+            write_case(KIND, convert(name, source), {}, [])
         except Exception as error:  # a configuration that the converter does not take
-            print(f"{case.name}: {type(error).__name__}: {error}")
-    text = json.dumps({"cases": cases}, indent=None, separators=(",", ":"))
-    (FOLDER / "family_gguf.json").write_text(text.replace('{"name"', '\n{"name"') + "\n", encoding="utf-8")
+            print(f"{name}: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -176,50 +176,6 @@ class TinyLlamaCase:
         return {name: seeded_weight(name, shape, self.seed) for name, shape in self.shapes.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class EncoderCase:
-    """One tiny random encoder.
-
-    Attributes:
-        config: config.json as transformers 5 writes it.
-        shapes: weight shapes by the name in model.safetensors.
-        ids, types: int32 [21], the tokens and their types.
-        hidden: float32 [21, hidden], the last hidden state.
-        logits: float32 [labels] of a classifier; None for a model without one.
-    """
-
-    name: str
-    seed: int
-    config: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    ids: Int32Array
-    types: Int32Array
-    hidden: Float32Array
-    logits: Float32Array | None
-
-    def weights(self) -> dict[str, Float32Array]:
-        """The float32 weights to put into model.safetensors."""
-        return {name: seeded_weight(name, shape, self.seed) for name, shape in self.shapes.items()}
-
-
-def encoder_cases() -> list[EncoderCase]:
-    """Tiny encoders of every family, with and without a classifier."""
-    arrays = _arrays("encoders")
-    return [
-        EncoderCase(
-            name=case["name"],
-            seed=case["seed"],
-            config=case["config"],
-            shapes={key: tuple(shape) for key, shape in case["shapes"].items()},
-            ids=arrays[f"{case['name']}.ids"],
-            types=arrays[f"{case['name']}.types"],
-            hidden=arrays[f"{case['name']}.hidden"],
-            logits=arrays.get(f"{case['name']}.logits"),
-        )
-        for case in _document("encoders")["cases"]
-    ]
-
-
 def minilm_vectors() -> tuple[list[str], Float32Array]:
     """Texts, and the vectors `[texts, 384]` that sentence-transformers makes of them with all-MiniLM-L6-v2."""
     return _document("minilm")["texts"], _arrays("minilm")["vectors"]
@@ -241,74 +197,6 @@ def tiny_llama_cases() -> list[TinyLlamaCase]:
         )
         for case in _document("tiny_llama")["cases"]
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class FamilyCase:
-    """A tiny random model of some family of transformers.
-
-    Attributes:
-        config: its config.json, as `save_pretrained` writes it.
-        shapes: of the tensors in its safetensors file, by name.
-        ids: int32 [24], the prompt. logits: float32 [24, vocab]. greedy: int32 [32], the most likely continuation.
-    """
-
-    name: str
-    seed: int
-    config: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    ids: Int32Array
-    logits: Float32Array
-    greedy: Int32Array
-
-    def weights(self) -> dict[str, Float32Array]:
-        """Every tensor of the safetensors file."""
-        return {key: seeded_weight(key, shape, self.seed) for key, shape in self.shapes.items()}
-
-
-def family_cases() -> list[FamilyCase]:
-    """Several models of each family."""
-    arrays = _arrays("families")
-    return [
-        FamilyCase(
-            name=case["name"],
-            seed=case["seed"],
-            config=case["config"],
-            shapes={key: tuple(shape) for key, shape in case["shapes"].items()},
-            ids=arrays[f"{case['name']}.ids"],
-            logits=arrays[f"{case['name']}.logits"],
-            greedy=arrays[f"{case['name']}.greedy"],
-        )
-        for case in _document("families")["cases"]
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class GgufLayout:
-    """What llama.cpp's converter makes of a family case.
-
-    Attributes:
-        metadata: the keys of the architecture, and `general.architecture`.
-        shapes, hashes: shape in NumPy order and SHA-256 of the bytes of each tensor.
-    """
-
-    name: str
-    metadata: dict[str, object]
-    shapes: dict[str, tuple[int, ...]]
-    hashes: dict[str, str]
-
-
-def gguf_layouts() -> dict[str, GgufLayout]:
-    """The layouts by the name of the case."""
-    return {
-        case["name"]: GgufLayout(
-            case["name"],
-            case["metadata"],
-            {name: tuple(tensor["shape"]) for name, tensor in case["tensors"].items()},
-            {name: tensor["sha256"] for name, tensor in case["tensors"].items()},
-        )
-        for case in _document("family_gguf")["cases"]
-    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Writing recorded answers: one JSON file for configurations and figures, one npz file for arrays.
+"""Writing recorded answers: a JSON file for configurations and figures, an npz file for arrays.
 
 In: plain objects and arrays from a recording script. Out: files beside this one. Next: `load.py`, which reads them.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDER = Path(__file__).parent
+ANSWERS = FOLDER / "answers"
 
 
 def write(name: str, description: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], packages: list[str]) -> None:
@@ -23,3 +24,16 @@ def write(name: str, description: Mapping[str, Any], arrays: Mapping[str, NDArra
     text = json.dumps(document, indent=1, ensure_ascii=False)
     (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     np.savez_compressed(FOLDER / f"{name}.npz", allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def write_case(
+    kind: str, description: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], packages: list[str]
+) -> None:
+    """Write one case of a kind into files of its own: `answers/kind/name.json`, and `.npz` where there are arrays."""
+    document = {"versions": {package: version(package) for package in packages}, **description}
+    fields = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in document.items())
+    stem = ANSWERS / kind / description["name"]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text("{" + ",\n".join(fields) + "}\n", encoding="utf-8")
+    if arrays:
+        np.savez_compressed(stem.with_suffix(".npz"), allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]

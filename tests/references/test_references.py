@@ -129,4 +129,4 @@ def test_figures_are_those_of_the_arrays() -> None:
 
 
 def test_the_folder_stays_small() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.glob("*.np*")) < 3 * MEGABYTE
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.np*")) < 8 * MEGABYTE
