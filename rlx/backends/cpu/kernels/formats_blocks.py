@@ -1,12 +1,14 @@
 """The `rows16` layout of block-quantised weights, made from `core/storage_blocks.py` and one `BlockLayout` each.
 
-A block of 16 rows is a head, the sides of its chunks of 32 k, then their quants. All is 16 lanes wide, one
-for each row:
+A block of 16 rows is a head, then for each chunk of 32 k its side and its quants. All is 16 lanes wide, one for
+each row:
 
     head      the half factors, 16 x half or 16 x (half scale, half minimum); what else all chunks share
     side      16 bytes for each small integer of the chunk
     quants    a level of n bits in planes of 8, 4, 2 or 1 bits, lower bits first (5 is 4 and 1). A plane of b bits is b
-              vectors of 16 x i32; the 4 levels k = 4w..4w+3 are the bytes of vector w % b, at bit b * (w // b)
+              vectors of 16 x i32; the 4 levels k = 4w..4w+3 are the bytes of vector w % b, at bit b * (w // b). The
+              vectors of all planes lie in the order in which words 0, 1, ... need them, since processors fetch ahead
+              of loads whose addresses rise
 
 so that a level is unpacked by a shift and a mask for each plane, whatever the chunk. The size is the file's, but for
 the 6-bit scales of Q4_K and Q5_K, which take 8 bits (2.8% and 2.3% more). Next: `formats.py`, which holds the table.
@@ -146,19 +148,20 @@ class BlockLayout:
         return [bits for bits in (8, 4, 2, 1) if self.fmt.bits & bits]
 
     @property
+    def vectors(self) -> dict[tuple[int, int], int]:
+        """(bits of a plane, vector of it) to its place among the vectors of a chunk."""
+        needed = [(bits, w % bits) for w in range(8) for bits in reversed(self.planes)]
+        return {vector: place for place, vector in enumerate(dict.fromkeys(needed))}
+
+    @property
     def head_bytes(self) -> int:
         """Bytes before the sides."""
         return LANES * (self.fmt.head_bytes + (4 if self.shared else 0))
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of the quants of a chunk."""
-        return LANES * 4 * self.fmt.bits
-
-    @property
-    def quants_start(self) -> int:
-        """Bytes before the quants."""
-        return self.head_bytes + self.chunks * self.columns * LANES
+        """Bytes of the side and the quants of a chunk."""
+        return LANES * (self.columns + 4 * self.fmt.bits)
 
     @property
     def chunks(self) -> int:
@@ -168,7 +171,7 @@ class BlockLayout:
     @property
     def block_bytes(self) -> int:
         """Bytes of a block of 16 rows."""
-        return self.quants_start + self.chunks * self.chunk_bytes
+        return self.head_bytes + self.chunks * self.chunk_bytes
 
     @property
     def looks_up(self) -> bool:
@@ -222,44 +225,46 @@ class BlockLayout:
         end = _lay(result, factors.view(f"u{factors.shape[1]}"))
         if self.shared:
             _lay(result[..., end:], self.shared(parts)[:, None])
+        chunks = result[..., self.head_bytes :].reshape(*result.shape[:2], self.chunks, self.chunk_bytes)
         if self.side:
             sides = self.side(parts)
-            _lay(result[..., self.head_bytes :], sides.reshape(len(sides), -1))
-        quants = result[..., self.quants_start :].reshape(*result.shape[:2], self.chunks, self.chunk_bytes)
-        self._lay_planes(quants.view(np.uint32), parts.levels)
+            _lay(chunks, sides.reshape(-1, self.chunks, self.columns))
+        self._lay_planes(chunks[..., self.columns * LANES :].view(np.uint32), parts.levels)
 
     def _lay_planes(self, result: NDArray[np.uint32], levels: Bytes) -> None:
         """Levels [rows * blocks, block] as planes, to `result` [groups, blocks, chunks, 16 words for each bit]."""
         words = np.empty((*result.shape[:3], 8 * LANES), np.uint32)
         _lay(words.view(np.uint8), np.ascontiguousarray(levels).view(np.uint32).reshape(-1, self.chunks, 8))
-        position = start = 0
+        position = 0
         for bits in self.planes:
             fields = (words >> np.uint32(position)) & np.uint32(((1 << bits) - 1) * BYTES)
-            width = bits * LANES
-            plane = result[..., start : start + width]
-            plane[...] = fields[..., :width]
-            for place in range(1, 8 // bits):
-                plane |= fields[..., place * width : (place + 1) * width] << np.uint32(place * bits)
-            position, start = position + bits, start + width
+            for number in range(bits):
+                start = self.vectors[bits, number] * LANES
+                vector = result[..., start : start + LANES]
+                for place in range(8 // bits):
+                    first = (place * bits + number) * LANES
+                    field = fields[..., first : first + LANES]
+                    vector[...] = field if not place else vector | field << np.uint32(place * bits)
+            position += bits
 
     # ---- unpacking ----
 
     def place(self, e: Emit, block: Val, index: Val) -> Place:
         """Where chunk `index` (i64) of the block at an address lies."""
-        side = e.at(block, index * (self.columns * LANES) + self.head_bytes)
-        return Place(block, side, e.at(block, index * self.chunk_bytes + self.quants_start), index)
+        side = e.at(block, index * self.chunk_bytes + self.head_bytes)
+        return Place(block, side, e.at(side, self.columns * LANES), index)
 
     def word(self, r: Reader, w: int) -> Val:
         """The unsigned bytes of k = 4w..4w+3: i32 for each row."""
-        position, start, word = 0, 0, None
+        position, word = 0, None
         for bits in self.planes:
-            stored = r.load(r.place.quants, start + 64 * (w % bits), I32)
+            stored = r.load(r.place.quants, 64 * self.vectors[bits, w % bits], I32)
             move = position - bits * (w // bits)
             field = stored << move if move > 0 else stored >> -move if move else stored
             if bits < 8:
                 field = field & (((1 << bits) - 1) * BYTES << position)
             word = field if word is None else word | field
-            position, start = position + bits, start + 64 * bits
+            position += bits
         return word if word is not None else r.e.typed(0, VI)
 
     def bytes_of(self, r: Reader, w: int) -> Val:
