@@ -175,7 +175,9 @@ class MappedWeights:
         part = self._part(key)
         info = self.checkpoint.tensors[part.name]
         data = part.bytes_of(info, self.checkpoint.data(part.name))
-        return decode(info.dtype, data, part.shape(info)).view(np.uint8) if _is_given_as_float32(info) else data
+        if not _is_given_as_float32(info):
+            return data
+        return decode(info.dtype, data, part.shape(info)).reshape(-1).view(np.uint8)
 
     def release(self, key: str) -> None:
         """See `WeightSource.release`."""
