@@ -105,6 +105,9 @@ def all_cases() -> Iterator[Case]:
     for context in (0, 1536, 7680):
         name = f"prefill of 512, {context} cached"
         yield Case("attention", name, lambda context=context: attention(512, context))
+    for rows in (1, 512):
+        yield Case("state", f"gated_delta {rows} row{'s' * (rows > 1)}", lambda rows=rows: gated_delta(rows))
+        yield Case("state", f"causal_conv {rows} row{'s' * (rows > 1)}", lambda rows=rows: causal_conv(rows))
     yield from _row_cases()
 
 
@@ -297,9 +300,38 @@ def _rowwise(
     builder = _Builder(op)
     types = {np.dtype(np.float32): f32, np.dtype(np.int32): i32}
     values = [builder.input(name, tensor(types[array.dtype], *array.shape)) for name, array in inputs.items()]
-    builder.output("y0", builder.emit(op, *values, **attrs))
+    builder.output("y0", builder.emit.many(op, *values, **attrs)[0])
     plain = reference(op, *inputs.values(), **attrs)
     return Built(builder.build(), inputs, operations, moved, moved, plain, tolerance)
+
+
+KEY_HEADS, VALUE_HEADS, STATE_DIM = 16, 32, 128
+
+
+def _one_sequence(rows: int, width: int) -> dict[str, Array]:
+    """The state operands of a sequence that goes on."""
+    index = {"bounds": np.array([0, rows]), "positions": np.arange(5, 5 + rows), "slots": np.zeros(1)}
+    return {"state": floats(1, width, seed=9), **{name: array.astype(np.int32) for name, array in index.items()}}
+
+
+def gated_delta(rows: int) -> Built:
+    """A layer of Qwen3.5-9B: seven operations for an element of the state and a row."""
+    values, state = VALUE_HEADS * STATE_DIM, VALUE_HEADS * STATE_DIM * STATE_DIM
+    gates = {name: np.abs(np.tanh(floats(rows, VALUE_HEADS, seed=seed))) for seed, name in enumerate(("decay", "beta"))}
+    mixed = floats(rows, 2 * KEY_HEADS * STATE_DIM + values, seed=4)
+    inputs = {"mixed": mixed, **gates, **_one_sequence(rows, state)}
+    heads = {"key_heads": KEY_HEADS, "key_dim": STATE_DIM, "scale": STATE_DIM**-0.5, "norm_eps": 1e-6}
+    moved = 8 * state + mixed.nbytes + 4 * rows * values
+    return _rowwise("gated_delta_step", inputs, 7 * rows * state, moved, **heads)
+
+
+def causal_conv(rows: int) -> Built:
+    """The filter in front of it: four taps and a SiLU."""
+    channels, taps = (2 * KEY_HEADS + VALUE_HEADS) * STATE_DIM, 4
+    x = floats(rows, channels)
+    inputs = {"x": x, "w": floats(channels, taps, seed=1), **_one_sequence(rows, (taps - 1) * channels)}
+    moved = 2 * x.nbytes + 4 * channels * (taps + 2 * (taps - 1))
+    return _rowwise("causal_conv_step", inputs, 24 * x.size, moved, activation="silu")
 
 
 def rms_norm(rows: int, width: int) -> Built:

@@ -138,8 +138,9 @@ def _packed(key: str, tensor: Packed) -> tuple[TensorType, NDArray[np.uint8]]:
 class MappedWeights:
     """The tensors of an open checkpoint under the keys of a flow; nothing is read before `raw`.
 
-    A vector stored as float16 or bfloat16 (a norm's weight, a bias) is given as float32: it is small, and every reader
-    computes with float32. A float64 tensor is rounded to float32 as a whole.
+    A vector stored as float16 or bfloat16 (a norm's weight, a bias) is given as float32, and so are the filters of a
+    convolution over one channel each, `[channels, 1, taps]`: they are small, and every reader computes with float32. A
+    float64 tensor is rounded to float32 as a whole.
 
     Args:
         checkpoint: the open file or folder.
@@ -174,7 +175,9 @@ class MappedWeights:
         part = self._part(key)
         info = self.checkpoint.tensors[part.name]
         data = part.bytes_of(info, self.checkpoint.data(part.name))
-        return decode(info.dtype, data, part.shape(info)).view(np.uint8) if _is_given_as_float32(info) else data
+        if not _is_given_as_float32(info):
+            return data
+        return decode(info.dtype, data, part.shape(info)).reshape(-1).view(np.uint8)
 
     def release(self, key: str) -> None:
         """See `WeightSource.release`."""
@@ -206,4 +209,5 @@ class MappedWeights:
 
 
 def _is_given_as_float32(info: TensorInfo) -> bool:
-    return info.dtype == f64 or (len(info.shape) == 1 and info.dtype in (f16, bf16))
+    is_small = len(info.shape) == 1 or (len(info.shape) == 3 and info.shape[1] == 1)
+    return info.dtype == f64 or (is_small and info.dtype in (f16, bf16))

@@ -6,8 +6,10 @@ In: a graph `tokens: i32[batch, seq] -> logits`. Out: a graph over T tokens of a
     -> logits: f32[R, vocab]   k_cache.i, v_cache.i   and every tap
 
 `[batch, seq, ...]` collapses to `[T, ...]`, attention becomes an append to the paged cache and attention over its
-pages, positions become an input. A value that only the logits need is computed for their R rows alone, from the last op
-that mixes rows on. Which values have rows is found by `row_kinds.py`; next: `rlx/mir/`.
+pages, positions become an input. An op that carries a state from row to row takes its step form; the program then has
+the inputs `bounds: i32[S + 1]`, `slots: i32[S]` and `state: f32[C, width]` besides, and gives the state back. A value
+that only the logits need is computed for their R rows alone, from the last op that mixes rows on. Which values have
+rows is found by `row_kinds.py`; next: `rlx/mir/`.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ from rlx.errors import FlowError, ShapeError
 from rlx.hir.row_kinds import Kind, RowKinds, refuse, row_kinds
 from rlx.ops.op import Emitter, int_attr
 from rlx.ops.paged_attention import cache_types
+from rlx.ops.recurrent_state import STATE_FORMS
 
 TOKENS, SEQUENCES, PAGES_OF_SEQUENCE = Dim("T"), Dim("S"), Dim("P")
-LOGIT_ROWS, PAGES = Dim("R", min=0), Dim("N")
+LOGIT_ROWS, PAGES, SLOTS = Dim("R", min=0), Dim("N"), Dim("C")
+STATE_ALIGNMENT = 16
+"""Floats: the state of an op starts on a cache line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,15 @@ class _SharedCache:
     values: tuple[Value, Value]
 
 
+@dataclass(slots=True)
+class _SharedState:
+    """The states of all ops of a sequence side by side: which rows and slots, the values now, columns given away."""
+
+    index: tuple[Value, Value, Value]
+    values: Value
+    used: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class DerivedStep:
     """A derived step.
@@ -63,12 +77,14 @@ class DerivedStep:
             `k_cache.i` and `v_cache.i`, page by page, so that a short text fills memory from one end.
         page_size: positions per page.
         cache_dtype: element type of the caches.
+        state_width: floats of recurrent state of one sequence, in all layers; 0 for a flow without.
     """
 
     graph: Graph
     layers: tuple[LayerCache, ...]
     page_size: int
     cache_dtype: DType = f32
+    state_width: int = 0
 
     @property
     def bytes_per_page(self) -> int:
@@ -76,6 +92,11 @@ class DerivedStep:
         return sum(
             2 * self.cache_dtype.nbytes(layer.num_kv_heads * layer.head_dim * self.page_size) for layer in self.layers
         )
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of the recurrent state of one sequence."""
+        return 4 * self.state_width
 
 
 def derive_step(graph: Graph, page_size: int = 32, cache_dtype: DType = f32) -> DerivedStep:
@@ -109,7 +130,7 @@ def needed_for_all(graph: Graph, rows: RowKinds) -> set[Value]:
     """The values that have to be computed for all T tokens: attention and taps need them, directly or not."""
     wide = {value for name, value in graph.outputs if name != "logits" and rows[value] is not Kind.LAST}
     for node in reversed(graph.nodes):
-        if node.op == "attention" or any(value in wide for value in node.outputs):
+        if node.op == "attention" or node.op in STATE_FORMS or any(value in wide for value in node.outputs):
             wide.update(value for value in node.inputs if rows[value] is not Kind.STATIC)
     return wide
 
@@ -131,6 +152,7 @@ class _Derivation:
         self.logit_rows = self.builder.input("logit_rows", TensorType(i32, (LOGIT_ROWS,)))
         self.layers: list[LayerCache] = []
         self.caches: dict[tuple[int, int], _SharedCache] = {}
+        self.state: _SharedState | None = None
 
     def run(self) -> DerivedStep:
         """Emit every node, then name the outputs."""
@@ -145,7 +167,11 @@ class _Derivation:
         for cache in self.caches.values():
             for half, value in zip("kv", cache.values, strict=True):
                 self.builder.output(f"{half}_cache.{cache.index}", value)
-        return DerivedStep(self.builder.build(), tuple(self.layers), self.page_size, self.cache_dtype)
+        width = 0
+        if self.state is not None:
+            width = self.state.used
+            self.builder.output("state", self.state.values)
+        return DerivedStep(self.builder.build(), tuple(self.layers), self.page_size, self.cache_dtype, width)
 
     def derive(self, node: Node, wide: set[Value]) -> None:
         """The node of the step program for a node of the plain one."""
@@ -160,6 +186,8 @@ class _Derivation:
             self.few[node.output] = self.at_logit_rows(node.inputs[0], node.location)
         elif node.op == "attention":
             self.full[node.output] = self.cached_attention(node)
+        elif node.op in STATE_FORMS:
+            self.full[node.output] = self.stepped_state(node)
         elif any(value in wide for value in node.outputs):
             operands = [self.full[value] for value in node.inputs]
             self.full.update(zip(node.outputs, self.collapsed(node, operands, TOKENS), strict=True))
@@ -204,6 +232,31 @@ class _Derivation:
             values = self.builder.input(f"v_cache.{index}", value_type)
             self.caches[shape] = _SharedCache(index, layers, 0, (keys, values))
         return self.caches[shape]
+
+    def stepped_state(self, node: Node) -> Value:
+        """Go on from the state of each sequence, which takes the next free columns of its slot."""
+        state = self.shared_state()
+        operands = (*(self.full[value] for value in node.inputs), state.values, *state.index)
+        form, emit = STATE_FORMS[node.op], Emitter(self.builder, node.location)
+        result, state.values = emit.many(form.step, *operands, **node.attrs, offset=state.used)
+        state.used += _state_width(node)
+        return result
+
+    def shared_state(self) -> _SharedState:
+        """The states of all layers; made when the first op that has one is met."""
+        if self.state is None:
+            width = sum(_state_width(node) for node in self.graph.nodes if node.op in STATE_FORMS)
+            bounds = self.builder.input("bounds", TensorType(i32, (SEQUENCES + 1,)))
+            slots = self.builder.input("slots", TensorType(i32, (SEQUENCES,)))
+            values = self.builder.input("state", TensorType(f32, (SLOTS, width)))
+            self.state = _SharedState((bounds, self.positions, slots), values)
+        return self.state
+
+
+def _state_width(node: Node) -> int:
+    """Floats of state of one sequence, in whole cache lines."""
+    width = STATE_FORMS[node.op].width(tuple(value.type for value in node.inputs), node.attrs)
+    return -(-width // STATE_ALIGNMENT) * STATE_ALIGNMENT
 
 
 def _key_shape(node: Node) -> tuple[int, int]:

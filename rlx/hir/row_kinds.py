@@ -18,6 +18,7 @@ from rlx.core.graph import Graph, Node, Value
 from rlx.errors import FlowError
 from rlx.ops.elementwise import SCALAR_OPS
 from rlx.ops.op import lookup
+from rlx.ops.recurrent_state import STATE_FORMS
 
 
 class Kind(Enum):
@@ -42,16 +43,18 @@ class RowRules:
     Attributes:
         masks: mask kinds of attention.
         one_row: ops that make one row of all rows of a sequence.
+        states: whether ops may carry a state from row to row (`ops/recurrent_state.py`).
         inputs: further inputs with a number for each token, such as its type.
     """
 
     masks: tuple[str, ...]
     one_row: tuple[str, ...]
+    states: bool = False
     inputs: tuple[str, ...] = ()
 
 
-STEP_RULES = RowRules(("causal", "sliding"), ("last_token",))
-PACKED_RULES = RowRules(("none", "causal", "sliding"), ("last_token", "pool_tokens"), ("token_types",))
+STEP_RULES = RowRules(("causal", "sliding"), ("last_token",), states=True)
+PACKED_RULES = RowRules(("none", "causal", "sliding"), ("last_token", "pool_tokens"), inputs=("token_types",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,8 @@ def _check_op(node: Node, rows: RowKinds, kind: Kind) -> None:
     """Refuse an op that does not keep rows apart."""
     if node.op == "attention":
         return _check_attention(node, rows)
+    if node.op in STATE_FORMS:
+        return _check_state(node, rows)
     first = rows[node.inputs[0]]
     if node.op in ("embedding", "take_rows", "rope_table", "matmul"):
         indexed, other = (1, 0) if node.op == "take_rows" else (0, 1)
@@ -165,6 +170,14 @@ def _check_attention(node: Node, rows: RowKinds) -> None:
         )
     if any(rows[value] is not Kind.TOKEN or len(rows.inner(value)) != 1 for value in node.inputs):
         refuse(node, "attention has to run over all tokens of the sequence")
+
+
+def _check_state(node: Node, rows: RowKinds) -> None:
+    if not rows.rules.states:
+        refuse(node, f"{node.op} carries a state from row to row, which this program has no place for")
+    rowed = node.inputs[: STATE_FORMS[node.op].activations]
+    if any(rows[value] is not Kind.TOKEN or len(rows.inner(value)) != 1 for value in rowed):
+        refuse(node, f"{node.op} has to run over all tokens of the sequence")
 
 
 def _check_shape(node: Node, value: Value, rows: RowKinds) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from rlx.core.dim import Dim
 from rlx.core.dtype import i32
+from rlx.flow.blocks.gated_delta import GatedDeltaStage
 from rlx.flow.blocks.gated_mlp import GatedKeys
 from rlx.flow.blocks.geglu_mlp import GeGluMlpStage
 from rlx.flow.blocks.gelu_mlp import GeluMlpStage
@@ -68,6 +69,7 @@ class AttentionConfig:
         softcap: bound of the scores; None for no bound.
         qk_norm: "none", "head" (an RMS norm of each head, Qwen3) or "width" (of all heads together, OLMo 2).
         qkv_bias, o_bias: biases stand beside the weights.
+        output_gate: what attention gives is multiplied by the sigmoid of one more projection, `gate_proj` (Qwen3-Next).
     """
 
     num_heads: int
@@ -80,6 +82,20 @@ class AttentionConfig:
     qk_norm: str = "none"
     qkv_bias: bool = False
     o_bias: bool = False
+    output_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearAttentionConfig:
+    """Linear attention by the gated delta rule; see `GatedDeltaStage` for what the fields mean."""
+
+    key_heads: int
+    key_dim: int
+    value_heads: int
+    value_dim: int
+    taps: int
+    tiled: bool = False
+    log_rate: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +128,15 @@ class LayerNorms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerConfig:
-    """One layer: attention and MLP, one after the other, or both of the layer's input (`parallel`)."""
+    """One layer: attention and MLP, one after the other, or both of the layer's input (`parallel`).
+
+    With `linear` the layer has linear attention; `attention` is then what the model's other layers have.
+    """
 
     attention: AttentionConfig
     mlp: MlpConfig
     parallel: bool = False
+    linear: LinearAttentionConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,6 +151,7 @@ class DecoderConfig:
         embedding_scale, residual_scale, logits_scale: factors of the embedding, of what each block adds, of the logits.
         logits_softcap: bound of the logits; None for no bound.
         tied: the head reads the embedding table.
+        unread_layers: layers behind these that a file may carry for something else, such as speculative decoding.
     """
 
     vocab_size: int
@@ -147,6 +168,7 @@ class DecoderConfig:
     logits_scale: float = 1.0
     logits_softcap: float | None = None
     tied: bool = False
+    unread_layers: int = 0
 
 
 def decoder_flow(config: DecoderConfig, name: str) -> ModelFlow:
@@ -191,8 +213,20 @@ def _branch(
     return tuple(stage for stage in (norms[0], block, norms[1]) if stage is not None)
 
 
-def _attention(prefix: str, index: int, config: DecoderConfig) -> SelfAttentionStage:
-    attention, key = config.layers[index].attention, f"{prefix}.self_attn"
+def _attention(prefix: str, index: int, config: DecoderConfig) -> BlockStage:
+    attention, key, linear = config.layers[index].attention, f"{prefix}.self_attn", config.layers[index].linear
+    if linear is not None:
+        return GatedDeltaStage(
+            prefix=f"{prefix}.linear_attn",
+            key_heads=linear.key_heads,
+            key_dim=linear.key_dim,
+            value_heads=linear.value_heads,
+            value_dim=linear.value_dim,
+            taps=linear.taps,
+            eps=config.norm.eps,
+            tiled=linear.tiled,
+            log_rate=linear.log_rate,
+        )
     rope = attention.rope
     spec = SelfAttnPrefillSpec(
         f"{key}.q_proj.weight",
@@ -212,7 +246,8 @@ def _attention(prefix: str, index: int, config: DecoderConfig) -> SelfAttentionS
     if attention.qk_norm != "none":
         q_norm, k_norm = (f"{key}.{letter}_norm.weight" for letter in "qk")
         norm = HeadNorm(q_norm, k_norm, config.norm.eps, config.norm.plus_one, whole_width=attention.qk_norm == "width")
-    return SelfAttentionStage(spec, f"{key}.o_proj.weight", attention.qkv_bias, attention.o_bias, norm)
+    gate = f"{key}.gate_proj.weight" if attention.output_gate else None
+    return SelfAttentionStage(spec, f"{key}.o_proj.weight", attention.qkv_bias, attention.o_bias, norm, gate)
 
 
 def _mlp(prefix: str, mlp: MlpConfig) -> BlockStage:

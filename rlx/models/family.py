@@ -133,4 +133,6 @@ def _refuse_unread_tensors(
             read.add(target if isinstance(target, str) else target.name)
     # a tied model's file may hold the head once more
     unread = (*name_map.unread, str(names.get("lm_head.weight"))) if config.tied else name_map.unread
+    behind = range(len(config.layers), len(config.layers) + config.unread_layers)
+    unread = (*unread, *(f"{name_map.layer_prefix.format(i=index)}*" for index in behind))
     refuse_unread_tensors(checkpoint, read, unread)

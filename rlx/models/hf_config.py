@@ -54,6 +54,8 @@ NO_COMPUTATION = frozenset(
         "keys_to_ignore_at_inference",
         "label2id",
         "model_type",
+        "mtp_num_hidden_layers",  # layers for speculative decoding, which no logits depend on
+        "mtp_use_dedicated_embeddings",
         "output_attentions",
         "output_hidden_states",
         "pad_token_id",
@@ -103,6 +105,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "use_qk_norm": (None, False),
     "qk_norm": (None, False),
     "no_rope_layers": (None,),
+    "mlp_only_layers": (None, []),
     "num_local_experts": (None, 0, 1),
     "num_experts": (None, 0, 1),
     "sliding_window": (None,),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from rlx.flow.tensor_part import TensorPart
-from rlx.models.decoder import DecoderConfig
+from rlx.models.decoder import AttentionConfig, DecoderConfig
 
 Rows = tuple[tuple[int, int], ...]
 
@@ -32,12 +32,15 @@ class NameMap:
         layer_prefix: stands before the name of a layer's weight; `{i}` is the layer's number.
         layer: the flow's name of a layer's weight (`self_attn.q_proj`) to the file's, both without `.weight`.
         whole: the same for the weights outside of layers, with `.weight`.
+        unread: patterns of names that some files carry and the computation does not read.
+        bare: as `layer`, for the keys that stand for themselves, without `.weight`.
     """
 
     layer_prefix: str
     layer: Mapping[str, str | Fused]
     whole: Mapping[str, str]
     unread: tuple[str, ...] = field(default=())
+    bare: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def expand(self, config: DecoderConfig) -> dict[str, str | TensorPart]:
         """Key of the flow to what the file has for it, for every layer, biases included."""
@@ -47,6 +50,7 @@ class NameMap:
             for part, target in self.layer.items():
                 for kind in ("weight", "bias"):
                     names[f"model.layers.{index}.{part}.{kind}"] = _target(prefix, target, kind, config)
+            names.update({f"model.layers.{index}.{key}": prefix + name for key, name in self.bare.items()})
         return names
 
     def with_layer(self, **layer: str | Fused) -> NameMap:
@@ -85,6 +89,17 @@ def split_heads(part: str) -> Callable[[DecoderConfig], Rows]:
     return rows
 
 
+def split_query_gate(part: str) -> Callable[[DecoderConfig], Rows]:
+    """The rows of the queries or of the output gate where a tensor holds both of a head, one head after another."""
+
+    def rows(config: DecoderConfig) -> Rows:
+        attention, offset = config.layers[0].attention, ("query", "gate").index(part)
+        starts = [(2 * head + offset) * attention.head_dim for head in range(attention.num_heads)]
+        return tuple((start, start + attention.head_dim) for start in starts)
+
+    return rows
+
+
 def split_gate_up(part: str) -> Callable[[DecoderConfig], Rows]:
     """The rows of gate or up where a tensor holds gate above up."""
 
@@ -109,14 +124,25 @@ def keys_of(config: DecoderConfig) -> Iterator[str]:
         for norm in (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp):
             if norm is not None:
                 yield from _norm_keys(prefix + norm, config)
-        for letter in "qkvo":
-            bias = attention.o_bias if letter == "o" else attention.qkv_bias
-            yield from _linear_keys(f"{prefix}self_attn.{letter}_proj", bias)
-        if attention.qk_norm != "none":
-            yield from (f"{prefix}self_attn.{letter}_norm.weight" for letter in "qk")
+        yield from _linear_attention_keys(prefix) if layer.linear else _attention_keys(prefix, attention)
         for part in ("gate", "up", "down"):
             if part != "gate" or "glu" in layer.mlp.kind:
                 yield from _linear_keys(f"{prefix}mlp.{part}_proj", layer.mlp.bias)
+
+
+def _attention_keys(prefix: str, attention: AttentionConfig) -> Iterator[str]:
+    for letter in "qkvo":
+        bias = attention.o_bias if letter == "o" else attention.qkv_bias
+        yield from _linear_keys(f"{prefix}self_attn.{letter}_proj", bias)
+    if attention.qk_norm != "none":
+        yield from (f"{prefix}self_attn.{letter}_norm.weight" for letter in "qk")
+    if attention.output_gate:
+        yield from _linear_keys(f"{prefix}self_attn.gate_proj", attention.qkv_bias)
+
+
+def _linear_attention_keys(prefix: str) -> Iterator[str]:
+    yield from (f"{prefix}linear_attn.{part}.weight" for part in LINEAR_ATTENTION_PARTS)
+    yield from (prefix + key for key in LINEAR_ATTENTION_NUMBERS)
 
 
 def _norm_keys(name: str, config: DecoderConfig) -> Iterator[str]:
@@ -129,6 +155,9 @@ def _linear_keys(name: str, bias: bool) -> Iterator[str]:
         yield f"{name}.bias"
 
 
+LINEAR_ATTENTION_PARTS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "norm", "out_proj")
+LINEAR_ATTENTION_NUMBERS = ("linear_attn.A_log", "linear_attn.dt_bias")
+"""One for each value head."""
 LAYER_PARTS = (
     "input_layernorm",
     "self_attn.q_proj",
@@ -184,3 +213,41 @@ GGUF_SANDWICH_NAMES = GGUF_NAMES.with_layer(
     post_feedforward_layernorm="post_ffw_norm",
 )
 """A GGUF file of a model that norms what attention and MLP give."""
+
+HF_HYBRID_NAMES = replace(
+    HF_NAMES.with_layer(
+        self_attn__q_proj=Fused("self_attn.q_proj", split_query_gate("query")),
+        self_attn__gate_proj=Fused("self_attn.q_proj", split_query_gate("gate")),
+        **{f"linear_attn__{part}": f"linear_attn.{part}" for part in LINEAR_ATTENTION_PARTS},
+    ),
+    bare={key: key for key in LINEAR_ATTENTION_NUMBERS},
+    unread=(*HF_NAMES.unread, "mtp.*"),
+)
+"""A Hugging Face folder of Qwen3.5."""
+
+GGUF_HYBRID_NAMES = replace(
+    GGUF_NAMES.with_layer(
+        post_attention_layernorm="post_attention_norm",
+        self_attn__q_proj=Fused("attn_q", split_query_gate("query")),
+        self_attn__gate_proj=Fused("attn_q", split_query_gate("gate")),
+        linear_attn__in_proj_qkv="attn_qkv",
+        linear_attn__in_proj_z="attn_gate",
+        linear_attn__in_proj_b="ssm_beta",
+        linear_attn__in_proj_a="ssm_alpha",
+        linear_attn__conv1d="ssm_conv1d",
+        linear_attn__norm="ssm_norm",
+        linear_attn__out_proj="ssm_out",
+    ),
+    bare=dict(zip(LINEAR_ATTENTION_NUMBERS, ("ssm_a", "ssm_dt.bias"), strict=True)),
+)
+"""A GGUF file of Qwen3.5."""
+
+
+def under(prefix: str, names: NameMap, unread: tuple[str, ...]) -> NameMap:
+    """The same names below `prefix` in place of `model.`, beside other parts of a larger model."""
+    return replace(
+        names,
+        layer_prefix=names.layer_prefix.replace("model.", prefix, 1),
+        whole={key: name.replace("model.", prefix, 1) for key, name in names.whole.items()},
+        unread=(*names.unread, *unread),
+    )

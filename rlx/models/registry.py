@@ -14,6 +14,8 @@ from rlx.models.olmo2 import OLMO2
 from rlx.models.phi3 import PHI3
 from rlx.models.qwen2 import QWEN2
 from rlx.models.qwen3 import QWEN3
+from rlx.models.qwen3_5 import QWEN3_5, QWEN3_5_TEXT
+from rlx.models.qwen3_next import QWEN3_NEXT
 from rlx.models.recipe import ModelRecipe
 from rlx.models.smollm3 import SMOLLM3
 
@@ -22,6 +24,9 @@ FAMILIES: tuple[Family, ...] = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    QWEN3_5,
+    QWEN3_5_TEXT,
+    QWEN3_NEXT,
     GEMMA,
     GEMMA2,
     GEMMA3,

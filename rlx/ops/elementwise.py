@@ -61,6 +61,10 @@ def _silu(x: Array) -> Array:
     return x * _sigmoid(x)
 
 
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(np.zeros((), x.dtype), x)
+
+
 def _relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
@@ -88,6 +92,7 @@ SCALAR_OPS: dict[str, ScalarOp] = {
         ScalarOp("cos", 1, np.cos, 16),
         ScalarOp("sigmoid", 1, _sigmoid, 15),
         ScalarOp("silu", 1, _silu, 16),
+        ScalarOp("softplus", 1, _softplus, 28),
         ScalarOp("gelu", 1, _gelu, 24),
         ScalarOp("gelu_tanh", 1, _gelu_tanh, 24),
         ScalarOp("relu", 1, _relu, ints=True),

@@ -3,7 +3,7 @@
 In: `Request`s (`request.py`), at any time. Out: tokens, in `RequestHandle`s and as `TokenEvent`s. A step takes one row
 of every sequence that is generating, then chunks of the prompts, oldest first, up to `max_step_tokens` rows. Room for a
 whole prompt is reserved when it is admitted. When a generating sequence needs a page and none is free, the
-youngest one is paused: its pages are freed and it is computed anew from its tokens later.
+youngest one is paused: its pages (and its recurrent state) are freed and it is computed anew from its tokens later.
 
 What a request generates does not depend on the others: the rows of a step are independent (`step.py`), and a draw
 depends on the request's seed and the token's index (`sampler.py`). The tokens in the handles are the only state that
@@ -28,6 +28,7 @@ from rlx.errors import ContextLengthError, InputError, OptionError, RlxError
 from rlx.runtime.kv_cache import PageAllocator, SequenceCache
 from rlx.runtime.request import Finish, Request, RequestHandle, RequestStats, TokenEvent
 from rlx.runtime.sampler import Sampler
+from rlx.runtime.state_slots import SlotAllocator
 from rlx.runtime.step import StepProgram
 
 __all__ = ["Engine", "Finish", "Request", "RequestHandle", "RequestStats", "TokenEvent", "check_tokens"]
@@ -74,7 +75,8 @@ class Engine:
     Args:
         step: the compiled model.
         max_step_tokens: most rows of one step; a longer prompt is read in several.
-        max_sequences: most sequences in flight (at most one per row of a step); the others wait their turn.
+        max_sequences: most sequences in flight (at most one per row of a step, and one per slot of recurrent state);
+            the others wait their turn.
         clock: seconds, for the statistics.
     """
 
@@ -91,9 +93,10 @@ class Engine:
                 raise OptionError(f"{name} is not a number of rows", where=name, found=value, expected="at least 1")
         self._program = step
         self._max_step_tokens = max_step_tokens
-        self._max_sequences = min(max_sequences, max_step_tokens)
+        self._max_sequences = min(max_sequences, max_step_tokens, step.num_slots or max_sequences)
         self._clock = clock
         self._allocator = PageAllocator(step.num_pages, step.page_size)
+        self._slots = SlotAllocator(step.num_slots)
         self._arrivals = 0
         self._live: dict[str, _Sequence] = {}
         self._running: list[_Sequence] = []  # oldest first, and all older than any that waits
@@ -135,7 +138,7 @@ class Engine:
             is_known = request.id in self._live
             if not is_known:
                 handle = RequestHandle(request, sampler.seed, RequestStats(len(prompt), self._clock()))
-                sequence = _Sequence(handle, self._arrivals, prompt, sampler, SequenceCache(self._allocator))
+                sequence = _Sequence(handle, self._arrivals, prompt, sampler, self._new_cache())
                 self._arrivals += 1
                 self._waiting.append(sequence)
                 self._live[request.id] = sequence
@@ -176,8 +179,8 @@ class Engine:
             raise _too_long(len(checked), self.context, "every token needs a place", self.context)
         result = np.empty((len(checked), self._program.vocab_size), np.float32)
         with self._exclusive():
-            cache = SequenceCache(self._allocator)
-            while self._allocator.num_free < cache.missing(len(checked)):
+            cache = self._new_cache()
+            while not cache.fits(len(checked)):
                 self._pause(self._running[-1])
             cache.grow(len(checked))
             try:
@@ -187,7 +190,7 @@ class Engine:
                     table = cache.table_row()[None, :]
                     positions = rows + np.int32(start)
                     result[start : start + part.size] = self._program.run(
-                        part, positions, np.zeros_like(part), table, rows
+                        part, positions, np.zeros_like(part), table, rows, **self._slots_of([cache])
                     )
             finally:
                 cache.release()
@@ -282,7 +285,15 @@ class Engine:
             np.repeat(np.arange(len(chunks), dtype=np.int32), [chunk.count for chunk in chunks]),
             table,
             np.array(logit_rows, np.int32),
+            **self._slots_of([chunk.sequence.cache for chunk in chunks]),
         )
+
+    def _slots_of(self, caches: Sequence[SequenceCache]) -> dict[str, NDArray[np.int32]]:
+        """The argument `slots` of a run, for a program that has some."""
+        return {"slots": np.array([cache.slot for cache in caches], np.int32)} if self._slots.num_slots else {}
+
+    def _new_cache(self) -> SequenceCache:
+        return SequenceCache(self._allocator, self._slots)
 
     def _postprocess(self, chunks: list[_Chunk], logits: NDArray[np.float32]) -> list[TokenEvent]:
         now = self._clock()
@@ -342,6 +353,7 @@ class Engine:
     def _recover(self) -> None:
         """Start over from the handles: every request that has not ended waits, and is computed anew from its tokens."""
         self._allocator = PageAllocator(self._program.num_pages, self._program.page_size)
+        self._slots = SlotAllocator(self._program.num_slots)
         self._running.clear()
         self._waiting.clear()
         for key, sequence in sorted(self._live.items(), key=lambda item: item[1].arrival):
@@ -353,7 +365,7 @@ class Engine:
             prompt = list(handle.request.prompt_tokens)
             generated = [sampled.token for sampled in handle.sampled]
             sequence.tokens, sequence.computed = prompt + generated, 0
-            sequence.cache = SequenceCache(self._allocator)
+            sequence.cache = self._new_cache()
             sequence.sampler = self._sampler(handle.request, prompt, seed=handle.seed)
             for token in generated:
                 sequence.sampler.accept(token)

@@ -1,7 +1,8 @@
 """Who owns which page of the KV cache.
 
-In: how many positions a sequence needs. Out: physical page numbers, and the sequence's row of the page table. The
-memory itself belongs to the step program (`step.py`); here is only the book-keeping. Next: `engine.py`.
+In: how many positions a sequence needs. Out: physical page numbers, the sequence's row of the page table, and its slot
+of recurrent state. The memory itself belongs to the step program (`step.py`); here is only the book-keeping. Next:
+`engine.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.errors import CacheFullError, OptionError, RlxError
+from rlx.runtime.state_slots import SlotAllocator
 
 
 class PageAllocator:
@@ -86,11 +88,17 @@ class PageAllocator:
 
 
 class SequenceCache:
-    """The pages of one sequence, in the order of its positions."""
+    """The pages of one sequence, in the order of its positions, and its slot of recurrent state.
 
-    def __init__(self, allocator: PageAllocator) -> None:
-        self._allocator = allocator
+    Args:
+        allocator: of the pages.
+        slots: of the states; None for a program without.
+    """
+
+    def __init__(self, allocator: PageAllocator, slots: SlotAllocator | None = None) -> None:
+        self._allocator, self._slots = allocator, SlotAllocator(0) if slots is None else slots
         self._pages: list[int] = []
+        self._slot: int | None = None
         self._row = np.zeros(8, np.int32)  # the pages again, with room to grow, as the page table wants them
 
     @property
@@ -108,6 +116,21 @@ class SequenceCache:
         """Positions there is room for."""
         return len(self._pages) * self._allocator.page_size
 
+    @property
+    def slot(self) -> int:
+        """The slot of recurrent state, which the sequence has from its first page on.
+
+        Raises:
+            RlxError: there is no room for any position yet.
+        """
+        if self._slot is None:
+            raise RlxError("a sequence without pages has no slot", fix="call grow first")
+        return self._slot
+
+    def fits(self, length: int) -> bool:
+        """Whether `grow(length)` finds what it needs."""
+        return self.missing(length) <= self._allocator.num_free and (self._slot is not None or self._slots.has_free)
+
     def missing(self, length: int) -> int:
         """Pages to add so that `length` positions fit."""
         return max(0, self._allocator.pages_for(length) - len(self._pages))
@@ -116,12 +139,18 @@ class SequenceCache:
         """Make room for `length` positions in all; nothing changes if they fit already.
 
         Raises:
-            CacheFullError: too few pages are free. What the sequence owned, it still owns.
+            CacheFullError: too few pages are free, or no slot is. What the sequence owned, it still owns.
         """
         count = self.missing(length)
         if not count:
             return
         pages = self._allocator.allocate(count)
+        if self._slot is None:
+            try:
+                self._slot = self._slots.take()
+            except CacheFullError:
+                self._allocator.free(pages)
+                raise
         old = len(self._pages)
         self._pages += pages
         if len(self._pages) > self._row.size:
@@ -131,9 +160,12 @@ class SequenceCache:
         self._row[old : old + count] = pages
 
     def release(self) -> None:
-        """Give every page back; the cache is empty and may grow again."""
+        """Give every page and the slot back; the cache is empty and may grow again."""
         pages, self._pages = self._pages, []
         self._allocator.free(pages)
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._slots.give_back(slot)
 
     def table_row(self) -> NDArray[np.int32]:
         """`[num_pages]` physical pages: the sequence's row of the page table (a view, valid until the next change)."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 KV_BUDGET = 1 << 30
 """Bytes of KV cache up to which there is room for several full contexts; one always fits."""
 CONTEXTS_AT_ONCE = 4
+STATES_AT_ONCE = 64
+"""Sequences with a slot of recurrent state, within `KV_BUDGET` bytes of them; as many as an engine runs at once."""
 DEFAULT_CONTEXT = 8192
 
 
@@ -156,6 +158,7 @@ def start_session(
     target: str | None = None,
     threads: int | None = None,
     num_pages: int | None = None,
+    num_slots: int | None = None,
 ) -> Session:
     """Compile a causal flow to its step program and load it with a KV cache.
 
@@ -166,6 +169,8 @@ def start_session(
         context: most positions of one sequence.
         profile, precision, target, threads: as for `load`.
         num_pages: pages of the cache; by default for several contexts, within `KV_BUDGET` bytes.
+        num_slots: sequences with recurrent state at once, for a model that has some; by default `STATES_AT_ONCE`,
+            within `KV_BUDGET` bytes.
 
     Raises:
         OptionError: the profile asks for a backend that holds no cache.
@@ -184,7 +189,11 @@ def start_session(
         per_context = -(-context // derived.page_size)
         affordable = KV_BUDGET // max(1, derived.bytes_per_page)
         num_pages = max(per_context, min(CONTEXTS_AT_ONCE * per_context, affordable))
-    return Session(module, vocab_size, derived.page_size, num_pages, context)
+    if not derived.state_width:
+        num_slots = 0
+    elif num_slots is None:
+        num_slots = max(1, min(STATES_AT_ONCE, KV_BUDGET // derived.bytes_per_slot))
+    return Session(module, vocab_size, derived.page_size, num_pages, context, num_slots)
 
 
 def compile(
@@ -290,6 +299,7 @@ def session_info(session: Session, profile: Profile) -> dict[str, object]:
         "cache": "warm" if module.cached else "cold",
         "kv_cache": session.cache_format,
         "kv_cache_bytes": session.cache_bytes,
+        "state_bytes": session.state_bytes,
         "page_size": session.page_size,
     }
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 class StepProgram(Protocol):
     """Any mix of prefill chunks and decode rows of several sequences, in one call.
 
-    The program owns the memory of the paged KV cache: `num_pages` pages of `page_size` positions each. It has no other
-    state: which page belongs to which sequence is said anew in every call.
+    The program owns the memory of the paged KV cache, `num_pages` pages of `page_size` positions each, and of the
+    recurrent states of a model that has such layers, `num_slots` of them. Which page and which slot belongs to which
+    sequence is said anew in every call. Pages may be read from any position on; a slot holds the state after the tokens
+    that were run, so a sequence with one goes on where it stands, or begins at position 0.
     """
 
     @property
@@ -36,6 +38,11 @@ class StepProgram(Protocol):
         ...
 
     @property
+    def num_slots(self) -> int:
+        """Slots of recurrent state, and so the most sequences in flight; 0 for a model without."""
+        ...
+
+    @property
     def max_context(self) -> int:
         """Most positions one sequence may have."""
         ...
@@ -47,6 +54,7 @@ class StepProgram(Protocol):
         sequences: NDArray[np.int32],
         page_table: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
+        slots: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]:
         """Append the keys and values of every row to the cache and return the logits that are wanted.
 
@@ -57,6 +65,7 @@ class StepProgram(Protocol):
                 positions ascend by one.
             page_table: `[S, P]` physical page of each logical page of each sequence; unused entries are 0.
             logit_rows: `[R]` rows whose logits are wanted, ascending; R may be 0.
+            slots: `[S]` the slot of each sequence, needed if there are slots; `sequences` then ascends.
 
         Returns:
             `[R, vocab_size]` raw logits. A row's values depend on its own sequence only, never on what else is in the

@@ -21,7 +21,15 @@ from rlx.backends.cpu.target import resolve
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits(1, "native", dram=30.0, l3=100.0, l2=200.0, f32=100.0, int8=400.0, bf16=200.0)
-SMALL = ("rms_norm 1x", "quantize 1x", "rope 1x", "silu(x) * y 1x", "chain of 6 1x", "cache_append 1x")
+SMALL = (
+    "rms_norm 1x",
+    "quantize 1x",
+    "rope 1x",
+    "silu(x) * y 1x",
+    "chain of 6 1x",
+    "cache_append 1x",
+    "causal_conv 1 ",
+)
 
 
 def measured(case: Case, threads: int = 1):

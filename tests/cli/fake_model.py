@@ -30,7 +30,7 @@ def expected(prompt_tokens: int, count: int) -> bytes:
 class FakeStep:
     """A `StepProgram`. It can interrupt itself at step `interrupt_at`, and take `seconds` a step."""
 
-    vocab_size, page_size, num_pages, max_context = VOCAB_SIZE, 16, 64, CONTEXT
+    vocab_size, page_size, num_pages, num_slots, max_context = VOCAB_SIZE, 16, 64, 0, CONTEXT
 
     def __init__(self, *, interrupt_at: int | None = None, seconds: float = 0.0) -> None:
         self.steps: list[int] = []

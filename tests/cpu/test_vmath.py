@@ -77,6 +77,7 @@ REFERENCES: dict[str, Callable[[Doubles], Doubles]] = {
     "cos": np.cos,
     "sigmoid": _sigmoid,
     "silu": lambda x: x * _sigmoid(x),
+    "softplus": lambda x: np.logaddexp(0.0, x),
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
 }
@@ -89,6 +90,7 @@ ULPS = {
     "cos": 0.51,
     "sigmoid": 3.0,
     "silu": 3.0,
+    "softplus": 3.0,
     "gelu": 1.5,
     "gelu_tanh": 1.5,
 }

@@ -83,6 +83,14 @@ def test_mrope(case: MRopeCase) -> None:
     assert_close(found, case, case.positions.max(axis=0))
 
 
+def test_mrope_over_rows_that_are_alike_is_plain_rope() -> None:
+    """The positions of a text: models that see images rotate it as a plain model does, bit for bit."""
+    pairs = rope_frequencies({"rope_theta": 1e4}, 16, 64)
+    rows = np.tile(np.arange(9, dtype=np.int32), (3, 1))
+    found = tables_at(MRopeFrequencies(pairs, (3, 3, 2), interleaved=True), 9, position_rows=rows)
+    np.testing.assert_array_equal(found, tables_at(pairs, 9))
+
+
 def test_mrope_refuses_sections_that_do_not_fit() -> None:
     pairs = rope_frequencies({}, 16, 64)
     for sections, interleaved in (((2, 3, 4), False), ((1, 3, 4), True)):

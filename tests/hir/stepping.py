@@ -29,9 +29,10 @@ class Stepper:
         self.page_table = order.reshape(len(ids), pages).astype(np.int32)
         self.caches: dict[str, NDArray[Any]] = {}
         for name, value in step.graph.inputs:
-            if "_cache." in name:
-                # a page that nobody wrote must not matter
-                self.caches[name] = np.full([evaluate(size, {"N": count}) for size in value.type.shape], 1e3)
+            if "_cache." in name or name == "state":
+                # a page that nobody wrote must not matter, nor a state of another sequence
+                sizes = {"N": count, "C": len(ids) + 1}
+                self.caches[name] = np.full([evaluate(size, sizes) for size in value.type.shape], 1e3)
 
     def run(self, chunks: Sequence[Chunk], logit_rows: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
         """One step; logits of every row unless said otherwise."""
@@ -51,9 +52,21 @@ class Stepper:
             "page_table": self.page_table,
             "logit_rows": np.array(range(len(tokens)) if logit_rows is None else logit_rows, np.int32),
         }
+        if "state" in self.caches:
+            inputs |= self.as_states(chunks)
         results = run_graph(self.step.graph, {**inputs, **self.caches}, self.weights)
         self.caches = {name: results[name] for name in self.caches}
         return results
+
+    def as_states(self, chunks: Sequence[Chunk]) -> dict[str, NDArray[Any]]:
+        """The inputs that name sequences, for a program with states: numbered by their place in the step."""
+        order, counts = ([chunk[part] for chunk in chunks] for part in range(2))
+        return {
+            "sequences": np.repeat(np.arange(len(chunks), dtype=np.int32), counts),
+            "page_table": self.page_table[order],
+            "bounds": np.cumsum([0, *counts]).astype(np.int32),
+            "slots": np.array(order, np.int32) + 1,
+        }
 
     def all_logits(self, schedule: Sequence[Sequence[Chunk]]) -> list[NDArray[Any]]:
         """The logits of each sequence after all steps."""

@@ -65,12 +65,19 @@ class Drive:
         logits = self.session.run(
             np.array(tokens, np.int32),
             np.array(positions, np.int32),
-            np.array(sequences, np.int32),
-            self.page_table,
+            *self._owners(chunks, sequences),
             np.array(rows, np.int32),
+            slots=np.array([sequence for sequence, _ in chunks], np.int32) if self.session.num_slots else None,
         )
         ends = np.cumsum([1 if last_only else count for _, count in chunks])
         return np.split(logits, ends[:-1])
+
+    def _owners(self, chunks: Sequence[Chunk], sequences: list[int]) -> tuple[Ints, Ints]:
+        """`sequences` and `page_table`; where a sequence has a state it is numbered by its place in this step."""
+        if not self.session.num_slots:
+            return np.array(sequences, np.int32), self.page_table
+        counts = [count for _, count in chunks]
+        return np.repeat(np.arange(len(chunks), dtype=np.int32), counts), self.page_table[[i for i, _ in chunks]]
 
     def greedy(self, count: int) -> list[list[int]]:
         """The `count` most likely tokens after each sequence, all of them in the same steps; no token ends one."""

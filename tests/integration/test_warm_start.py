@@ -18,8 +18,9 @@ from rlx.runtime import load as loading
 from rlx.runtime import start_cache, warm_start
 from rlx.runtime.loaded_model import LoadedModel as Model
 from tests.integration.command import ROOT, environment
-from tests.integration.small_gguf import CASE, small_gguf
-from tests.models.checkpoints import write_folder
+from tests.integration.small_gguf import CASE, metadata, small_gguf
+from tests.models.checkpoints import write_folder, write_gguf
+from tests.models.family_files import FAMILIES, LAYOUTS, gguf_tensors
 
 
 @pytest.fixture
@@ -289,6 +290,29 @@ def test_nothing_is_compiled_for_another_length_batch_or_context(path: Path, mon
                 model.logits(CASE.ids[:16])
                 finish(model)
     assert len(calls) == 1
+
+
+def test_a_model_with_recurrent_state_starts_from_its_entry(
+    path: Path, empty_cache: Path, long_ways: list[Path]
+) -> None:
+    case, vocabulary = FAMILIES["qwen3_5"], metadata()
+    tokens = [*vocabulary["tokenizer.ggml.tokens"][:159], "ab"]
+    kept = {key: value for key, value in vocabulary.items() if key.startswith("tokenizer.")}
+    kept |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * 160, "tokenizer.ggml.eos_token_id": 3}
+    write_gguf(path, {**LAYOUTS[case.name].metadata, **kept}, gguf_tensors(case))
+
+    def start() -> tuple[Any, ...]:
+        with rlx.load(path, threads=1, precision="exact") as model:
+            finish(model)
+            together = model.generate_batch(["ab", "b", "abab"], max_tokens=5, temperature=0, ignore_eos=True)
+            return model.logits(case.ids), [text.tokens for text in together], model.info["state_bytes"]
+
+    first, second = start(), start()
+    assert long_ways == [path]
+    np.testing.assert_array_equal(second[0], first[0])
+    assert second[1:] == first[1:]
+    assert first[2] == 64 * 3 * (3 * 128 + 4 * 16 * 16) * 4  # of 64 sequences
+    assert np.abs(first[0] - case.logits).max() <= 1e-4 * np.abs(case.logits).max()
 
 
 def test_the_entry_holds_what_it_says(path: Path, empty_cache: Path) -> None:

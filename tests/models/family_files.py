@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,21 +56,53 @@ def _candidates(array: Array, config: dict[str, object]) -> Iterator[Array]:
         yield np.ascontiguousarray(array.T)
 
 
+def _hybrid_candidates(array: Array, config: dict[str, Any]) -> Iterator[Array]:
+    """Linear attention: rates in place of logarithms, filters without an axis, value heads of a key head apart."""
+    config = config.get("text_config", config)
+    if "linear_num_key_heads" not in config:
+        return
+    key_heads, value_heads = (int(config[f"linear_num_{kind}_heads"]) for kind in ("key", "value"))
+    key_dim, value_dim = (int(config[f"linear_{kind}_head_dim"]) for kind in ("key", "value"))
+
+    def tiled(x: Array, width: int) -> Array:
+        """The last rows, of value heads, with those of the first of each key head first."""
+        first = len(x) - value_heads * width
+        by_head = x[first:].reshape(key_heads, value_heads // key_heads, width, *x.shape[1:])
+        return np.concatenate([x[:first], np.swapaxes(by_head, 0, 1).reshape(x[first:].shape)])
+
+    if array.ndim == 3:
+        array = array.reshape(len(array), -1)
+        yield array
+    if len(array) == value_heads:
+        yield tiled(array, 1)
+        if array.ndim == 1:
+            yield -np.exp(tiled(array, 1).astype(np.float64)).astype(np.float32)
+    if len(array) in (value_heads * value_dim, 2 * key_heads * key_dim + value_heads * value_dim):
+        yield tiled(array, value_dim)
+    if array.ndim == 2 and array.shape[1] == value_heads * value_dim:
+        yield np.ascontiguousarray(tiled(array.T, value_dim).T)
+
+
 def gguf_file(case: FamilyCase, path: Path) -> Path:
     """Write the GGUF file of a case."""
+    return write_gguf(path, LAYOUTS[case.name].metadata, gguf_tensors(case))
+
+
+def gguf_tensors(case: FamilyCase) -> dict[str, Array]:
+    """The tensors of the GGUF file of a case."""
     layout = LAYOUTS[case.name]
     by_hash: dict[str, Array] = {}
     rope = case.config.get("rope_parameters") or {}
     factors = {key: np.array(rope[key], np.float32) for key in ("short_factor", "long_factor") if key in rope}
     for array in (case.weights() | factors).values():
-        for candidate in _candidates(array, case.config):
+        for candidate in (*_candidates(array, case.config), *_hybrid_candidates(array, case.config)):
             by_hash[hashlib.sha256(candidate.tobytes()).hexdigest()] = candidate
     tensors: dict[str, Array] = {}
     for name, digest in layout.hashes.items():
         if digest not in by_hash:
             raise LookupError(f"{case.name}: no weight of the case has the bytes of {name}")
         tensors[name] = by_hash[digest].reshape(layout.shapes[name])
-    return write_gguf(path, layout.metadata, tensors)
+    return tensors
 
 
 def folder(case: FamilyCase, path: Path) -> Path:

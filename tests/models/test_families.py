@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
 from rlx.backends.reference import run_graph
 from rlx.core.text import print_graph
@@ -15,14 +16,26 @@ from rlx.io.gguf import open_gguf
 from rlx.io.safetensors_folder import open_folder
 from rlx.models import ModelRecipe, recipe_for
 from rlx.models.hf_config import NO_COMPUTATION
-from tests.models.family_files import FAITHFUL, FAMILIES, families_without_a_case, folder, gguf_file
+from rlx.models.qwen3_5 import IMAGES
+from rlx.models.qwen3_next import EXPERTS
+from tests.models.checkpoints import write_folder, write_gguf
+from tests.models.family_files import (
+    FAITHFUL,
+    FAMILIES,
+    LAYOUTS,
+    families_without_a_case,
+    folder,
+    gguf_file,
+    gguf_tensors,
+)
 from tests.references.load_models import FamilyCase
 
 NAMES = sorted(FAMILIES)
 # float32 rounding of transformers over three to seven layers, as a share of the largest logit; the bar of exact mode
 TOLERANCE = 1e-4
-# Numbers of a table of RoPE parameters that round to the same angles, or lie beyond the context RLX allows.
-FINE = ("beta_fast", "beta_slow", "long_factor")
+# Numbers of a table of RoPE parameters that round to the same angles, or lie beyond the context RLX allows; and what in
+# a table of a whole model the field of this name outside of it says.
+FINE = ("beta_fast", "beta_slow", "long_factor", "tie_word_embeddings")
 
 
 def check(recipe: ModelRecipe, case: FamilyCase) -> None:
@@ -69,7 +82,7 @@ def attempts(value: object) -> list[list[Any]]:
     return [
         [{**value, key: other} for other in group]
         for key, inner in value.items()
-        if key not in FINE
+        if key not in (*FINE, *NO_COMPUTATION)
         for group in attempts(inner)
     ]
 
@@ -84,6 +97,8 @@ CONDITIONAL = {
     "original_max_position_embeddings": "read for LongRoPE",
     "is_decoder": "changes the type hints of transformers' class and nothing it computes",
     "hidden_act": "Gemma's gelu is the tanh form",
+    **dict.fromkeys(IMAGES, "texts have no images"),
+    **dict.fromkeys(EXPERTS, "read where there are experts"),
 }
 
 
@@ -139,6 +154,66 @@ def test_a_field_that_counts_where_another_is_absent(
         except UnsupportedModelError as error:
             texts.append(str(error))
     assert texts[0] != texts[1]
+
+
+def test_a_checkpoint_as_it_is_published(tmp_path: Path) -> None:
+    """Fields that say what the model is anyway, a layer for speculative decoding, filters in bfloat16."""
+    case = FAMILIES["qwen3_5_image"]
+    more = {
+        "attn_output_gate": True,
+        "full_attention_interval": 2,
+        "mamba_ssm_dtype": "float32",
+        "mlp_only_layers": [],
+        "mtp_num_hidden_layers": 1,
+        "mtp_use_dedicated_embeddings": False,
+    }
+    rope = {"mrope_interleaved": True, "mrope_section": [2, 1, 1], **case.config["text_config"]["rope_parameters"]}
+    text = {**case.config["text_config"], **more, "rope_parameters": rope}
+    extra = {"mtp.layers.0.input_layernorm.weight": np.ones(64, np.float32)}
+    filters = {key: array.astype(bfloat16) for key, array in case.weights().items() if "conv1d" in key}
+    path = write_folder(tmp_path, {**case.config, "text_config": text}, {**case.weights(), **extra, **filters})
+    recipe = recipe_for(open_folder(path))
+    graph = recipe.flow.build(recipe.weights)
+    assert "dequantize" not in {node.op for node in graph.nodes}, "filters are float32 when they are loaded"
+    found = run_graph(graph, {"tokens": case.ids[None]}, recipe.weights)["logits"][0]
+    rounded = {**case.weights(), **{key: array.astype(np.float32) for key, array in filters.items()}}
+    plain = recipe_for(open_folder(write_folder(tmp_path, case.config, rounded)))
+    expected = run_graph(plain.flow.build(plain.weights), {"tokens": case.ids[None]}, plain.weights)["logits"][0]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attn_output_gate", False),
+        ("mamba_ssm_dtype", "bfloat16"),
+        ("layer_types", ["linear_attention", "sliding_attention", "full_attention", "full_attention"]),
+        ("linear_num_value_heads", 3),
+        ("hidden_act", "gelu"),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e4, "mrope_interleaved": False}),
+    ],
+)
+def test_linear_attention_of_another_kind_is_refused(field: str, value: object, tmp_path: Path) -> None:
+    case = FAMILIES["qwen3_5"]
+    with pytest.raises(UnsupportedModelError, match=field):
+        recipe_for(open_folder(write_folder(tmp_path, {**case.config, field: value}, case.weights())))
+
+
+def test_experts_are_refused(tmp_path: Path) -> None:
+    case = FAMILIES["qwen3_next_dense"]
+    for config in ({**case.config, "num_experts": 4}, {k: v for k, v in case.config.items() if k != "num_experts"}):
+        with pytest.raises(UnsupportedModelError, match="num_experts"):
+            recipe_for(open_folder(write_folder(tmp_path, config, case.weights())))
+
+
+def test_a_gguf_file_may_end_in_layers_for_speculative_decoding(tmp_path: Path) -> None:
+    case, layout = FAMILIES["qwen3_5"], LAYOUTS["qwen3_5"]
+    more = {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}
+    more["qwen35.attention.recurrent_layers"] = [*layout.metadata["qwen35.attention.recurrent_layers"], False]
+    extra = {"blk.4.attn_norm.weight": np.ones(64, np.float32), "blk.4.nextn.enorm.weight": np.ones(64, np.float32)}
+    path = write_gguf(tmp_path / "model.gguf", {**layout.metadata, **more}, {**gguf_tensors(case), **extra})
+    check(recipe_for(open_gguf(path)), case)
 
 
 @pytest.mark.parametrize("name", NAMES)

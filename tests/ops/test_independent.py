@@ -174,6 +174,96 @@ def test_layer_norm_is_the_formula_with_math() -> None:
             assert result[row, i] == pytest.approx(expected, rel=1e-11, abs=1e-13)
 
 
+def sequences_of(index: list[Array]) -> list[tuple[int, int, int, bool]]:
+    """First row, row behind the last, slot, and whether it starts from zeros, of each sequence of a step form."""
+    bounds, positions, slots = (part.tolist() for part in index)
+    spans = zip(bounds[:-1], bounds[1:], slots, strict=True)
+    return [(start, stop, slot, positions[start] == 0) for start, stop, slot in spans if start < stop]
+
+
+@pytest.mark.parametrize("sample", names_of("causal_conv_step"))
+def test_causal_conv_step_is_the_loop_over_rows_and_taps(sample: str) -> None:
+    (x, weight, state, *index), attrs, (result, states) = run("causal_conv_step", sample)
+    channels, taps = weight.shape
+    expected, after = np.zeros_like(result), state.copy()
+    for start, stop, slot, is_new in sequences_of(index):
+        kept = np.zeros((taps - 1) * channels) if is_new else state[slot, attrs["offset"] :][: (taps - 1) * channels]
+        rows = [*kept.reshape(taps - 1, channels), *x[start:stop]]
+        for t in range(stop - start):
+            for c in range(channels):
+                total = math.fsum(weight[c, k] * rows[t + k][c] for k in range(taps))
+                expected[start + t, c] = total * sigmoid(total)
+        last = np.array(rows[len(rows) - taps + 1 :]).reshape(-1)
+        after[slot, attrs["offset"] : attrs["offset"] + last.size] = last
+    assert largest_difference(result, expected) <= TOLERANCE
+    np.testing.assert_array_equal(states, after)
+
+
+@pytest.mark.parametrize("sample", ["grouped", "tiled_odd", "plain"])
+def test_gated_delta_is_the_loop_over_heads_rows_and_dims(sample: str) -> None:
+    (mixed, decay, beta), attrs, (result,) = run("gated_delta", sample)
+    key_heads, key_dim, heads = attrs["key_heads"], attrs["key_dim"], decay.shape[-1]
+    keys = key_heads * key_dim
+    value_dim = (mixed.shape[-1] - 2 * keys) // heads
+    expected = np.zeros_like(result)
+
+    def head_of(row: Array, first: int, key_head: int) -> list[float]:
+        part = [float(value) for value in row[first + key_head * key_dim :][:key_dim]]
+        size = 1.0 if attrs["norm_eps"] is None else math.sqrt(math.fsum(v * v for v in part) + attrs["norm_eps"])
+        return [value / size for value in part]
+
+    for batch in range(len(mixed)):
+        for head in range(heads):
+            key_head = head % key_heads if attrs["tiled"] else head // (heads // key_heads)
+            state = [[0.0] * value_dim for _ in range(key_dim)]
+            for t, row in enumerate(mixed[batch]):
+                q, k = head_of(row, 0, key_head), head_of(row, keys, key_head)
+                for d in range(value_dim):
+                    column = [float(decay[batch, t, head]) * state[i][d] for i in range(key_dim)]
+                    found = math.fsum(a * b for a, b in zip(column, k, strict=True))
+                    wanted = float(row[2 * keys + head * value_dim + d])
+                    change = float(beta[batch, t, head]) * (wanted - found)
+                    for i in range(key_dim):
+                        state[i][d] = column[i] + k[i] * change
+                    read = math.fsum(state[i][d] * q[i] for i in range(key_dim))
+                    expected[batch, t, head * value_dim + d] = attrs["scale"] * read
+    assert largest_difference(result, expected) <= TOLERANCE
+
+
+def test_gated_delta_in_two_calls_is_one() -> None:
+    """The state that the first call leaves is what the second one begins with; other slots are left alone."""
+    (mixed, decay, beta, state, _, positions, _), attrs, _ = run("gated_delta_step", "tiled_odd")
+    rows, slot = len(mixed), np.array([3], np.int32)
+    positions = np.arange(rows, dtype=np.int32)
+
+    def call(start: int, stop: int, state: Array) -> tuple[Array, ...]:
+        index = (np.array([0, stop - start], np.int32), positions[start:stop], slot)
+        parts = (x[start:stop] for x in (mixed, decay, beta))
+        return REGISTRY["gated_delta_step"].reference((*parts, state, *index), attrs)
+
+    whole, after = call(0, rows, state)
+    first, between = call(0, 5, state)
+    second, found = call(5, rows, between)
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+    np.testing.assert_array_equal(found, after)
+    np.testing.assert_array_equal(np.delete(found, 3, axis=0), np.delete(state, 3, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({4: np.array([0, 6, 6, 7, 11], np.int32)}, "bounds do not divide"),
+        ({6: np.array([4, 2, 0, 5], np.int32)}, "a slot leads out"),
+        ({6: np.array([4, 2, 0, 4], np.int32)}, "two sequences have one slot"),
+    ],
+)
+def test_sequences_that_do_not_fit_their_states_are_refused(change: dict[int, Array], message: str) -> None:
+    inputs, attrs, _ = run("gated_delta_step", "ragged")
+    given = tuple(change.get(place, array) for place, array in enumerate(inputs))
+    with pytest.raises(InputError, match=message):
+        REGISTRY["gated_delta_step"].reference(given, attrs)
+
+
 def test_softmax_is_a_quotient_of_exponentials() -> None:
     (x,), _, (result,) = run("softmax", "rows")
     for row in range(x.shape[0]):
@@ -226,6 +316,7 @@ SCALARS = {
     "cos": math.cos,
     "sigmoid": sigmoid,
     "silu": lambda x: x * sigmoid(x),
+    "softplus": lambda x: math.log1p(math.exp(x)),
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": lambda x: x if x > 0 else 0.0,

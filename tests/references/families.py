@@ -62,7 +62,7 @@ def answer(name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
                 folder, dtype=torch.float32, attn_implementation="eager"
             )
             model.eval()
-            vocab_size = config["vocab_size"]
+            vocab_size = config.get("text_config", config)["vocab_size"]
             uniform = seeded_tensor("ids", (PROMPT_TOKENS,), seed) / np.sqrt(3.0) / 2 + 0.5
             ids = np.clip(uniform * vocab_size, 0, vocab_size - 1).astype(np.int64)
             logits = model(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()

@@ -48,6 +48,16 @@ LONG_ROPE = {
 GPT2 = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "vocab_size": 160}
 NEOX = {name: value for name, value in BASE.items() if name != "num_key_value_heads"}
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+LINEAR = "linear_attention"
+HYBRID: dict[str, Any] = {
+    **BASE,
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 
 
 def _of(name: str, causal: str | None = None, base: dict[str, Any] | None = None, **fields: Any) -> FamilySource:
@@ -66,6 +76,50 @@ CASES: dict[str, FamilySource] = {
         "Qwen3", head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2
     ),
     "qwen3_yarn": _of("Qwen3", head_dim=16, rope_parameters=YARN),
+    "qwen3_5": _of("Qwen3_5Text", "Qwen3_5ForCausalLM", HYBRID, tie_word_embeddings=True),
+    # linear attention first and last, value heads of another width than keys, a shorter filter, biases, sections
+    "qwen3_5_odd": _of(
+        "Qwen3_5Text",
+        "Qwen3_5ForCausalLM",
+        HYBRID,
+        num_hidden_layers=5,
+        layer_types=[LINEAR, FULL, LINEAR, LINEAR, LINEAR],
+        linear_key_head_dim=12,
+        linear_value_head_dim=20,
+        linear_num_value_heads=6,
+        linear_conv_kernel_dim=3,
+        attention_bias=True,
+        rms_norm_eps=1e-5,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 5000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [3, 3, 2],
+            "mrope_interleaved": True,
+        },
+    ),
+    "qwen3_5_image": FamilySource(
+        "Qwen3_5Config",
+        "Qwen3_5ForConditionalGeneration",
+        {
+            "text_config": {
+                **HYBRID,
+                "linear_num_value_heads": 2,
+                "num_hidden_layers": 3,
+                "full_attention_interval": 2,
+            },
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "patch_size": 4,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 16,
+            },
+        },
+    ),
+    "qwen3_next_dense": _of("Qwen3Next", base=HYBRID, num_experts=0),
     "gemma": _of("Gemma", head_dim=24, tie_word_embeddings=True),
     "gemma_bias_untied": _of("Gemma", head_dim=16, attention_bias=True),
     "gemma2": _of("Gemma2", head_dim=24, sliding_window=WINDOW, query_pre_attn_scalar=20, tie_word_embeddings=True),

@@ -35,13 +35,15 @@ def convert(name: str, source: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         (folder / "config.json").write_text(json.dumps(case.config))
-        vocabulary = {f"token{index}": index for index in range(case.config["vocab_size"])}
+        vocab_size = case.config.get("text_config", case.config)["vocab_size"]
+        vocabulary = {f"token{index}": index for index in range(vocab_size)}
         tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": []}  # some converters cut the embedding to it
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         save_file(case.weights(), folder / "model.safetensors", metadata={"format": "pt"})
         architecture = case.config["architectures"][0]
         model_class = get_model_class(architecture)
         model_class.set_vocab = lambda self: None  # there is no tokenizer
+        model_class.no_mtp = True  # nor are there layers for speculative decoding
         out = folder / "model.gguf"
         hparams = {**ModelBase.load_hparams(folder, False), **_old_names(case.config)}
         model_class(folder, gguf.LlamaFileType.ALL_F32, out, hparams=hparams).write()

@@ -67,6 +67,7 @@ REQUEST = st.tuples(
     spare_pages=st.integers(0, 12),
     max_step_tokens=st.sampled_from([1, 2, 5, 16, 64]),
     max_sequences=st.integers(1, 6),
+    num_slots=st.sampled_from([0, 1, 2, 6]),
     interrupts=st.sets(st.integers(0, 12), max_size=3),
 )
 def test_every_request_gets_what_it_gets_alone(
@@ -75,10 +76,11 @@ def test_every_request_gets_what_it_gets_alone(
     spare_pages: int,
     max_step_tokens: int,
     max_sequences: int,
+    num_slots: int,
     interrupts: set[int],
 ) -> None:
     num_pages = -(-CONTEXT // page_size) + spare_pages
-    program = ToyStep(num_pages, page_size, CONTEXT, max_step_tokens)
+    program = ToyStep(num_pages, page_size, CONTEXT, max_step_tokens, num_slots=num_slots)
 
     def interrupt() -> None:
         if len(program.calls) in interrupts:
@@ -371,9 +373,10 @@ def test_waiting_for_a_stranger_is_an_error() -> None:
         Engine(ToyStep()).wait(handle, 0)
 
 
+@pytest.mark.parametrize("num_slots", [0, 1, 3])
 @pytest.mark.parametrize("max_step_tokens", [1, 3, 512])
-def test_logits_in_chunks(max_step_tokens: int) -> None:
-    program = ToyStep(num_pages=6, page_size=4, max_context=24, max_rows=max_step_tokens)
+def test_logits_in_chunks(max_step_tokens: int, num_slots: int) -> None:
+    program = ToyStep(num_pages=6, page_size=4, max_context=24, max_rows=max_step_tokens, num_slots=num_slots)
     engine = Engine(program, max_step_tokens=max_step_tokens)
     handles = [engine.add(Request([index, 3], GREEDY)) for index in range(3)]
     engine.step()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rlx.errors import CacheFullError, OptionError, RlxError
 from rlx.runtime.kv_cache import PageAllocator, SequenceCache
+from rlx.runtime.state_slots import SlotAllocator
 
 
 @given(
@@ -87,3 +88,38 @@ def test_a_cache_needs_pages(num_pages: int, page_size: int) -> None:
 def test_pages_for() -> None:
     allocator = PageAllocator(9, 4)
     assert [allocator.pages_for(length) for length in (0, 1, 4, 5, 8, 9)] == [0, 1, 1, 2, 2, 3]
+
+
+def test_a_sequence_has_a_slot_from_its_first_page_to_its_release() -> None:
+    allocator, slots = PageAllocator(4, 2), SlotAllocator(2)
+    first, second, third = (SequenceCache(allocator, slots) for _ in range(3))
+    with pytest.raises(RlxError, match="no slot"):
+        _ = first.slot
+    for cache, length in ((first, 1), (second, 2), (first, 3)):
+        assert cache.fits(length)
+        cache.grow(length)
+    assert (first.slot, second.slot) == (0, 1)
+    assert not third.fits(1)
+    with pytest.raises(CacheFullError, match="no slot"):
+        third.grow(1)
+    assert allocator.num_free == 1, "the page goes back where there is no slot"
+    first.release()
+    assert third.fits(1)
+    third.grow(1)
+    assert third.slot == 0
+
+
+@pytest.mark.parametrize("slot", [-1, 0, 2])
+def test_a_slot_is_given_back_once(slot: int) -> None:
+    slots = SlotAllocator(2)
+    taken = slots.take()
+    slots.give_back(taken)
+    with pytest.raises(RlxError, match="given back twice"):
+        slots.give_back(slot)
+
+
+def test_without_recurrent_state_everybody_has_slot_0() -> None:
+    slots = SlotAllocator(0)
+    assert [slots.take(), slots.take()] == [0, 0]
+    slots.give_back(0)
+    assert slots.has_free

@@ -1,8 +1,9 @@
 """A toy language model and tokenizer for the tests of the runtime.
 
 `ToyStep` keeps every token in a paged cache and computes the logits of a row from what it reads back through the page
-table, so that a wrong page, a wrong position or a stale value gives other tokens. `alone` is the same model without
-cache, batch or engine: the answer each request must get.
+table, so that a wrong page, a wrong position or a stale value gives other tokens. With slots it also keeps every token
+in the state of its sequence, which it does not let stand at another position. `alone` is the same model without cache,
+batch or engine: the answer each request must get.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ class ToyStep:
     max_context: int = 64
     max_rows: int = 512
     vocab_size: int = VOCAB
+    num_slots: int = 0
     before_return: Callable[[], None] = lambda: None
     calls: list[int] = field(default_factory=list[int])
     closed: int = 0
 
     def __post_init__(self) -> None:
         self.cache = np.full((self.num_pages, self.page_size), UNWRITTEN, np.int64)
+        self.states = [[UNWRITTEN] for _ in range(self.num_slots)]
 
     def run(
         self,
@@ -51,16 +54,24 @@ class ToyStep:
         sequences: NDArray[np.int32],
         page_table: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
+        slots: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]:
         self._check(tokens, positions, sequences, page_table, logit_rows)
+        states = self._states(sequences, page_table, slots)
         for token, position, sequence in zip(tokens, positions, sequences, strict=True):
             page = page_table[sequence, position // self.page_size]
             self.cache[page, position % self.page_size] = token
+            if states:
+                if position == 0:
+                    states[sequence].clear()
+                assert len(states[sequence]) == position, "a state is not where its sequence goes on"
+                states[sequence].append(int(token))
         result = np.empty((len(logit_rows), VOCAB), np.float32)
         for index, row in enumerate(logit_rows):
             place = np.arange(int(positions[row]) + 1)
             seen = self.cache[page_table[sequences[row], place // self.page_size], place % self.page_size]
             assert (seen != UNWRITTEN).all()
+            assert not states or states[sequences[row]][: len(seen)] == seen.tolist()
             result[index] = toy_logits([int(token) for token in seen])
         self.calls.append(len(tokens))
         self.before_return()
@@ -68,6 +79,18 @@ class ToyStep:
 
     def close(self) -> None:
         self.closed += 1
+
+    def _states(
+        self, sequences: NDArray[np.int32], page_table: NDArray[np.int32], slots: NDArray[np.int32] | None
+    ) -> list[list[int]]:
+        """The state of each sequence of a call; none without slots."""
+        assert (slots is not None) == bool(self.num_slots)
+        if slots is None:
+            return []
+        assert slots.shape == page_table.shape[:1]
+        assert len(set(slots.tolist())) == len(slots), "two sequences share a slot"
+        assert (np.diff(sequences) >= 0).all()
+        return [self.states[slot] for slot in slots]
 
     def _check(
         self,

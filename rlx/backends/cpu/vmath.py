@@ -228,6 +228,19 @@ def silu(e: Emit, x: Val) -> Val:
     return e.select(x < 0.0, x * z, x) / (z + 1.0)
 
 
+def softplus(e: Emit, x: Val) -> Val:
+    """log(1 + e^x); at most 3 ulp.
+
+    The rounding of 1 + z is made good by its quotient with z (Kahan's log1p), so that small results keep their digits.
+    """
+    z = exp(e, -e.abs(x))
+    total = z + 1.0
+    rounded = total - 1.0
+    is_lost = rounded.equals(0.0)
+    small = e.select(is_lost, z, log(e, total) * (z / e.select(is_lost, e.like(1.0, x), rounded)))
+    return e.select(x > 0.0, x + small, small)
+
+
 def gelu(e: Emit, x: Val) -> Val:
     """x * (1 + erf(x / sqrt 2)) / 2; error at most 1.5 ulp of x."""
     half = x * 0.5
@@ -275,6 +288,7 @@ _UNARY: dict[str, Callable[[Emit, Val], Val]] = {
     "cos": lambda e, x: sin_cos(e, x)[1],
     "sigmoid": sigmoid,
     "silu": silu,
+    "softplus": softplus,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": _relu,

@@ -2,6 +2,7 @@
 
 from rlx.flow.blocks.activation import ActivationStage
 from rlx.flow.blocks.custom import CustomStage
+from rlx.flow.blocks.gated_delta import GatedDeltaStage
 from rlx.flow.blocks.gated_mlp import GatedKeys
 from rlx.flow.blocks.gather import AddInputStage, GatherAddStage, GatherStage
 from rlx.flow.blocks.geglu_mlp import GeGluMlpStage
@@ -33,6 +34,7 @@ __all__ = [
     "AddInputStage",
     "AddResidualStage",
     "CustomStage",
+    "GatedDeltaStage",
     "GatedKeys",
     "GatherAddStage",
     "GatherStage",

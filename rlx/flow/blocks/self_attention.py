@@ -1,4 +1,4 @@
-"""Full self-attention: the pieces of the prefill stage with biases, q/k norms and the output projection.
+"""Full self-attention: the pieces of the prefill stage with biases, q/k norms, an output gate and the projection.
 
 In: `[..., seq, hidden]`. Out: the same shape. Next: `swiglu_mlp.py`.
 """
@@ -43,6 +43,8 @@ class SelfAttentionStage:
         o_key: output projection `[hidden, num_heads * head_dim]`.
         qkv_bias, o_bias: add the biases that stand beside the weights (`...proj.bias`).
         head_norm: norm of q and k, or None.
+        gate_key: a projection `[num_heads * head_dim, hidden]` whose sigmoid what attention gives is multiplied by, as
+            in Qwen3-Next; None for no gate.
         path: segment of the block path.
     """
 
@@ -51,6 +53,7 @@ class SelfAttentionStage:
     qkv_bias: bool = False
     o_bias: bool = False
     head_norm: HeadNorm | None = None
+    gate_key: str | None = None
     path: str = "self_attn"
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
@@ -62,13 +65,19 @@ class SelfAttentionStage:
         q = self._project(ctx, input, weights.q)
         k = self._project(ctx, input, weights.k)
         v = k if weights.v is None else self._project(ctx, input, weights.v)
+        width = spec.num_heads * spec.head_dim
+        gate = None
+        if self.gate_key is not None:
+            gate = self._project(ctx, input, ctx.load_param(self.gate_key, transpose=True, shape=(width, input.width)))
         if norm is not None:
             q = _normalise(ctx, q, norm.q_key, spec.num_heads, norm)
             k = _normalise(ctx, k, norm.k_key, spec.num_kv_heads, norm)
         q = rotate(ctx, q, spec.num_heads, pair, spec.rope_style)
         k = rotate(ctx, k, spec.num_kv_heads, pair, spec.rope_style)
         attended = attend(ctx, spec, q, k, v)
-        o_weight = ctx.load_param(self.o_key, transpose=True, shape=(input.width, spec.num_heads * spec.head_dim))
+        if gate is not None:
+            attended = ctx.op("mul", attended, ctx.op("sigmoid", gate))
+        o_weight = ctx.load_param(self.o_key, transpose=True, shape=(input.width, width))
         return ctx.matmul(
             attended, o_weight, load_bias(ctx, bias_key(self.o_key), input.width) if self.o_bias else None
         )
