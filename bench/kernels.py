@@ -5,7 +5,7 @@
     python -m bench.kernels --torch PYTHON --json        # torch (oneDNN) too, from an interpreter that has it
 
 In: which cases, how many threads. Out: a table, or JSON. Each thread count is a process of its own, because NumPy's
-BLAS takes its threads when it is loaded. Next: `lab/cases.py`, `lab/limits.py`, `lab/timing.py`.
+BLAS takes its threads when it is loaded. Next: `lab/cases.py`, `rlx/inspect/limits.py`, `lab/timing.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from contextlib import closing
 from typing import Any
 
 from bench.lab.cases import Case, all_cases
-from bench.lab.limits import DramProbe, Limits, measure_limits
 from bench.lab.timing import CacheSizes, Row, measure_case
 from rlx.backends.cpu.target import resolve
 from rlx.cli.host import offers
 from rlx.cli.output import write_json, write_table, write_text
 from rlx.cli.progress import StatusLine
 from rlx.errors import RlxError
+from rlx.inspect.limits import DramProbe, Limits, measure_limits
 
 TORCH_SECONDS = 120
 _SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # make NumPy's BLAS use kernels of another machine

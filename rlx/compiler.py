@@ -38,6 +38,15 @@ from rlx.ops.op import HIR, lookup
 T = TypeVar("T", Graph, Program)
 
 
+@dataclass(frozen=True, slots=True)
+class KeptStage:
+    """What one pass gave: its name, the level, the graph or program."""
+
+    name: str
+    level: str
+    result: Graph | Program
+
+
 @dataclass(slots=True)
 class Stages:
     """Runs the passes of one compilation and keeps what each level looked like."""
@@ -46,6 +55,7 @@ class Stages:
     graphs: dict[str, Graph | Program] = field(default_factory=dict[str, "Graph | Program"])
     count: int = 0
     trusted: set[tuple[str, Node]] = field(default_factory=set[tuple[str, Node]])
+    watch: Callable[[KeptStage], object] | None = None
 
     def run(self, name: str, level: str, source: Graph, function: Callable[[Graph], T]) -> T:
         """Apply a pass, verify what it gives, and write it down."""
@@ -67,6 +77,8 @@ class Stages:
         if isinstance(result, Graph):
             verify(result, level, after=name, trusted=self.trusted)
         self.graphs[level] = result
+        if self.watch is not None:
+            self.watch(KeptStage(name, level, result))
         if self.dump is not None:
             self._write(f"{self.count:02d}-{level}-{name}.txt", to_text(result))
         self.count += 1
@@ -109,7 +121,12 @@ def level_of(graph: Graph) -> str:
 
 
 def compile_graph(
-    graph: Graph, backend: Backend, *, precision: str = "fast", fusion: bool = True
+    graph: Graph,
+    backend: Backend,
+    *,
+    precision: str = "fast",
+    fusion: bool = True,
+    keep: Callable[[KeptStage], object] | None = None,
 ) -> tuple[Program, Stages]:
     """HIR to an LIR program for a backend.
 
@@ -120,8 +137,9 @@ def compile_graph(
             bfloat16 cache round to it, "exact" computes in float32.
         fusion: whether to make one loop of several elementwise ops, and one step of a product and a sum, or of
             the rotation and the storing of keys.
+        keep: is given what each pass made.
     """
-    stages = Stages(settings().dump)
+    stages = Stages(settings().dump, watch=keep)
     level = level_of(graph)
     hir = stages.keep("input", level, graph)
     hir = stages.run("simplify", level, hir, simplify)

@@ -122,11 +122,38 @@ def test_backends_do_not_know_each_other() -> None:
         assert not foreign
 
 
+LOOKING = ("runtime.profiler", "runtime.explainer")
+"""Files of the runtime that look into a model, which all others import in functions only: running needs none of it."""
+
+
 def test_inspect_is_imported_by_the_compiler_the_commands_and_the_public_names_only() -> None:
     for path in FILES:
-        importer = module_of(path).split(".")[0]
-        if any(name.split(".")[0] == "inspect" for name, _ in internal_imports(path)):
-            assert importer in ("inspect", "compiler", "cli", ""), f"{path} imports rlx.inspect"
+        importer = module_of(path)
+        if importer.split(".")[0] in ("inspect", "compiler", "cli", "") or importer in LOOKING:
+            continue
+        late = {
+            node
+            for function in ast.walk(TREES[path])
+            if isinstance(function, ast.FunctionDef)
+            for node in ast.walk(function)
+        }
+        late |= {node for branch in ast.walk(TREES[path]) if is_for_types(branch) for node in ast.walk(branch)}
+        early = [
+            node
+            for node in ast.walk(TREES[path])
+            if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in late
+        ]
+        names = [name for name, line in internal_imports(path) if line in {node.lineno for node in early}]
+        looking = [name for name in names if name.split(".")[0] == "inspect" or name in LOOKING]
+        assert not looking, f"{path} imports {looking} when it is imported"
+        assert importer.split(".")[0] == "runtime" or not any(
+            name.split(".")[0] == "inspect" for name, _ in internal_imports(path)
+        ), f"{path} imports rlx.inspect"
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """Whether this is `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def test_only_config_reads_the_environment() -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from bench.lab.cases import Array, Built, Case
-from bench.lab.limits import DramProbe, Limits
 from rlx.backends.cpu.backend import CpuBackend
 from rlx.backends.cpu.module import CpuModule
 from rlx.backends.cpu.target import Target
 from rlx.compiler import compile_graph
 from rlx.flow.weights import DictWeights
+from rlx.inspect.limits import DramProbe, Limits
 from rlx.runtime.executable import Executable
 
 RUN_SECONDS = 0.01

@@ -38,6 +38,7 @@ def usable_processors() -> set[int]:
 
 def offers(root: Path = ROOT) -> dict[str, object]:
     """Cores, quota, caches, memory and huge pages; sizes in bytes."""
+    from rlx.backends.cpu.cache_sizes import data_caches
     from rlx.backends.cpu.cgroup import cpu_quota, memory_limit
 
     facts: dict[str, object] = {
@@ -45,7 +46,7 @@ def offers(root: Path = ROOT) -> dict[str, object]:
         "processors_allowed": len(usable_processors()),
         "cores": _physical_cores(root),
         "cpu_quota": cpu_quota(root),
-        "caches": _caches(root),
+        "caches": data_caches(root),
         **_memory(root),
         "memory_limit": memory_limit(root),
         "huge_pages": huge_page_mode(root),
@@ -221,17 +222,6 @@ def _memory(root: Path) -> dict[str, int]:
         match = re.match(r"(\w+): +(\d+) kB", line)
         if match is not None and match[1] in _MEMORY_WORDS:
             found[_MEMORY_WORDS[match[1]]] = 1024 * int(match[2])
-    return found
-
-
-def _caches(root: Path) -> dict[str, int]:
-    """Data caches of the first processor, such as L1d, L2, L3, in bytes."""
-    found: dict[str, int] = {}
-    for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        match = re.fullmatch(r"(\d+)K", _line(folder / "size") or "")
-        kind, level = _line(folder / "type"), _line(folder / "level")
-        if match is not None and kind in ("Data", "Unified"):
-            found[f"L{level}{'d' if kind == 'Data' else ''}"] = 1024 * int(match[1])
     return found
 
 

@@ -21,7 +21,19 @@ from rlx.cli.reporting import BROKEN_PIPE, discard_stdout, open_missing_streams,
 if TYPE_CHECKING:
     import typer
 
-COMMANDS = ("generate", "chat", "embed", "bench", "inspect", "quantize", "convert", "cache", "doctor")
+COMMANDS = (
+    "generate",
+    "chat",
+    "embed",
+    "bench",
+    "profile",
+    "explain",
+    "inspect",
+    "quantize",
+    "convert",
+    "cache",
+    "doctor",
+)
 
 
 def _show_version(value: bool) -> None:

@@ -14,7 +14,7 @@ Next: `context.py` for what a block can reach, `blocks/` for the blocks, `rlx/mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from rlx.core.dim import Size
@@ -52,6 +52,16 @@ class ModelFlow:
         self.name = name
         self._inputs: dict[str, TensorType] = {}
         self._stages: list[BlockStage] = []
+
+    @property
+    def inputs(self) -> Mapping[str, TensorType]:
+        """The declared inputs, in order."""
+        return dict(self._inputs)
+
+    @property
+    def stages(self) -> tuple[BlockStage, ...]:
+        """The blocks, in order."""
+        return tuple(self._stages)
 
     def input(self, name: str, shape: Sequence[Size], dtype: DType = f32) -> Self:
         """Declare an input.

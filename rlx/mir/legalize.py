@@ -27,8 +27,8 @@ def legalize(graph: Graph, backend: Backend) -> Graph:
         UnsupportedOpError: an op has neither a kernel nor a decomposition; the message gives both reasons.
     """
     builder = GraphBuilder(graph.name, list(graph.inputs))
-    backend = _WeightAware(backend, {node.output for node in graph.nodes if node.op == "parameter"})
-    tables = _plain_tables(graph)
+    backend = WeightAware(backend, {node.output for node in graph.nodes if node.op == "parameter"})
+    tables = plain_tables(graph)
     values: dict[Value, Value] = {value: value for _, value in graph.inputs}
     for node in graph.nodes:
         inputs = tuple(values[value] for value in node.inputs)
@@ -42,7 +42,7 @@ def legalize(graph: Graph, backend: Backend) -> Graph:
     return builder.build()
 
 
-def _plain_tables(graph: Graph) -> set[Value]:
+def plain_tables(graph: Graph) -> set[Value]:
     """Tables of float32 that are only ever looked up in, unscaled: their rows are copied as they lie.
 
     One that is a product's weight too is packed for that, with a row in as many cache lines as it has elements.
@@ -78,7 +78,7 @@ def _node(builder: GraphBuilder, backend: Backend, node: Node, inputs: tuple[Val
 
 
 @dataclass(frozen=True, slots=True)
-class _WeightAware:
+class WeightAware:
     """A backend that also refuses to pack an operand which is computed and not a weight."""
 
     backend: Backend
@@ -86,9 +86,11 @@ class _WeightAware:
 
     @property
     def name(self) -> str:
+        """That of the backend."""
         return self.backend.name
 
     def why_not(self, node: Node) -> str | None:
+        """As `Backend.why_not`."""
         reason = self.backend.why_not(node)
         if reason is not None:
             return reason
@@ -98,9 +100,11 @@ class _WeightAware:
         return None
 
     def plan(self, node: Node) -> KernelPlan:
+        """As `Backend.plan`."""
         return self.backend.plan(node)
 
     def quantizes(self, weight: DType) -> bool:
+        """As `Backend.quantizes`."""
         return self.backend.quantizes(weight)
 
 

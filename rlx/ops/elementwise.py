@@ -21,7 +21,7 @@ from rlx.core.dtype import DTYPES, DType, boolean, f32, i32
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import ParseError, ShapeError
-from rlx.ops.op import Array, Attribute, Missing, OpDef, Sample, Types, check_arity, register
+from rlx.ops.op import Array, Attribute, Cost, Missing, OpDef, Sample, Types, check_arity, register
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +320,20 @@ def _fused_samples() -> Sequence[Sample]:
     )
 
 
+def _fused_cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
+    """The operations of the expression for each element, every byte moved once."""
+    moved = outputs[0].nbytes
+    for type_ in inputs:
+        moved = moved + type_.nbytes
+    return Cost(_flops(parse_expression(str(attrs["expression"]))) * outputs[0].num_elements, moved)
+
+
+def _flops(expression: Expression) -> int:
+    if not isinstance(expression, tuple):
+        return 0
+    return SCALAR_OPS[expression[0]].flops + sum(map(_flops, expression[1]))
+
+
 elementwise = register(
     OpDef(
         "elementwise",
@@ -333,6 +347,7 @@ elementwise = register(
             Attribute("dtype", "element type of the result; an activation format quantises it", f32),
         ),
         levels=frozenset({"mir"}),
+        cost=_fused_cost,
         row_wise=True,
     )
 )

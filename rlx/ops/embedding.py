@@ -12,7 +12,19 @@ from rlx.core.dtype import PACKED_WEIGHTS, bf16, f16, f32, i32
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
-from rlx.ops.op import Array, Attribute, Missing, OpDef, Sample, Types, check_arity, check_index, float_attr, register
+from rlx.ops.op import (
+    Array,
+    Attribute,
+    Missing,
+    OpDef,
+    Sample,
+    Types,
+    check_arity,
+    check_index,
+    float_attr,
+    register,
+    rows_cost,
+)
 
 
 def _infer_embedding(types: Types, attrs: Attrs) -> Types:
@@ -54,6 +66,7 @@ embedding = register(
         Missing("primitive"),
         _embedding_samples,
         (Attribute("scale", "factor, such as sqrt(hidden) for Gemma", 1.0),),
+        cost=lambda inputs, outputs, attrs: rows_cost(inputs[1], inputs[0], outputs[0]),
     )
 )
 

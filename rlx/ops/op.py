@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.core.dim import Size, product
+from rlx.core.dim import Dim, Size, product
 from rlx.core.graph import UNKNOWN, Attrs, AttrValue, GraphBuilder, Location, Value
 from rlx.core.type import TensorType
 from rlx.errors import InputError, ShapeError, UnsupportedOpError
@@ -40,9 +40,15 @@ class Attribute:
     default: AttrValue | type[Missing] = Missing
 
 
+ATTENDED: Size = Dim("attended")
+"""In a `Cost`: pairs of a query and a key that its mask lets it see, which depend on the data of a run."""
+CACHED: Size = Dim("cached")
+"""In a `Cost`: positions of a cache that are read, those of each sequence once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Floating-point (or integer) operations and bytes moved, symbolic."""
+    """Floating-point (or integer) operations and bytes moved, symbolic: also in `ATTENDED` and `CACHED`."""
 
     flops: Size
     bytes: Size
@@ -209,6 +215,12 @@ def check_arity(types: Types, *allowed: int) -> None:
         raise ShapeError(
             "wrong number of operands", found=len(types), expected=" or ".join(str(count) for count in allowed)
         )
+
+
+def rows_cost(table: TensorType, indices: TensorType, result: TensorType) -> Cost:
+    """Of rows of a table that indices name: only those are read."""
+    rows = table.with_shape((*indices.shape, *table.shape[1:])).nbytes
+    return Cost(product(result.shape), indices.nbytes + rows + result.nbytes)
 
 
 def static_axis(type_: TensorType, axis: int, what: str) -> int:

@@ -17,8 +17,20 @@ from rlx.core.dtype import f32, i32
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import InputError, ShapeError
-from rlx.ops.attention import HEAD_ATTRIBUTES, attention_cost, causal_mask, check_heads, grouped_attention
-from rlx.ops.op import Array, Attribute, Missing, OpDef, Sample, Types, check_arity, register, static_axis
+from rlx.ops.attention import HEAD_ATTRIBUTES, causal_mask, check_heads, grouped_attention
+from rlx.ops.op import (
+    ATTENDED,
+    Array,
+    Attribute,
+    Cost,
+    Missing,
+    OpDef,
+    Sample,
+    Types,
+    check_arity,
+    register,
+    static_axis,
+)
 
 PACKED_MASKS = ("none", "causal", "sliding")
 PRODUCTS = ("f32", "bf16")
@@ -89,6 +101,12 @@ def _samples() -> Sequence[Sample]:
     )
 
 
+def _cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
+    """Two products of each row with those of its sequence that it sees."""
+    q, k, v = inputs[:3]
+    return Cost(4 * static_axis(q, -1, "q") * ATTENDED, q.nbytes + k.nbytes + v.nbytes + outputs[0].nbytes)
+
+
 packed_attention = register(
     OpDef(
         "packed_attention",
@@ -102,6 +120,6 @@ packed_attention = register(
             Attribute("mask", "none (every key of the sequence), causal or sliding", "none"),
             Attribute("products", "f32, or bf16 where rounding is fine", "f32"),
         ),
-        cost=attention_cost,
+        cost=_cost,
     )
 )

@@ -18,8 +18,11 @@ from rlx.core.type import TensorType
 from rlx.errors import ShapeError
 from rlx.ops.attention import HEAD_ATTRIBUTES, SEQ, causal_mask, check_heads, grouped_attention
 from rlx.ops.op import (
+    ATTENDED,
+    CACHED,
     Array,
     Attribute,
+    Cost,
     Missing,
     OpDef,
     Sample,
@@ -225,6 +228,14 @@ def _cache_append_samples() -> Sequence[Sample]:
     return (*cases, Sample("shared", shared, attrs, {"seq": 7}, arrays=arrays))
 
 
+def _cache_append_cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
+    """The rows of the tokens: read, rotated where there are tables, and written in the form of the cache."""
+    keys = inputs[2]
+    written = keys.with_dtype(inputs[0].dtype).nbytes
+    rotated = 3 * keys.num_elements if attrs["rotation"] is not None else 0
+    return Cost(rotated, 2 * keys.nbytes + 2 * written)
+
+
 cache_append = register(
     OpDef(
         "cache_append",
@@ -238,6 +249,7 @@ cache_append = register(
             Attribute("rotation", "style of the rope by the last two operands, tables", None),
             *PAGE_ATTRIBUTES,
         ),
+        cost=_cache_append_cost,
     )
 )
 
@@ -293,6 +305,14 @@ def _paged_attention_samples() -> Sequence[Sample]:
     return (*plain, *formats, *rounded, case("shared", page_step=3, page_offset=1))
 
 
+def _paged_attention_cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
+    """Two products of each query with the keys it sees; the keys and values of a sequence are read once."""
+    heads, head_dim, _ = cache_sizes(inputs[1])
+    row = TensorType(inputs[1].dtype, (CACHED, heads * head_dim)).nbytes
+    moved = inputs[0].nbytes + 2 * row + outputs[0].nbytes
+    return Cost(4 * int_attr(attrs, "num_heads") * head_dim * ATTENDED, moved)
+
+
 paged_attention = register(
     OpDef(
         "paged_attention",
@@ -308,5 +328,6 @@ paged_attention = register(
             Attribute("result", "f32, or the activation format that rows are rounded to", f32),
             *PAGE_ATTRIBUTES,
         ),
+        cost=_paged_attention_cost,
     )
 )

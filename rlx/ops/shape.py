@@ -24,6 +24,7 @@ from rlx.ops.op import (
     check_index,
     int_attr,
     register,
+    rows_cost,
     size_tuple,
     static_axis,
 )
@@ -216,5 +217,6 @@ take_rows = register(
         _reference_take_rows,
         PRIMITIVE,
         _take_rows_samples,
+        cost=lambda inputs, outputs, attrs: rows_cost(inputs[0], inputs[1], outputs[0]),
     )
 )

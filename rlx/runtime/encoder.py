@@ -60,6 +60,11 @@ class Encoder(LoadedModel):
         self.max_tokens = settings.max_tokens or 1
 
     @property
+    def executable(self) -> Executable:
+        """The compiled packed program."""
+        return self._executable
+
+    @property
     def width(self) -> int:
         """Elements of a vector; scores of a text or pair where the model classifies."""
         return self._recipe.labels or self._recipe.hidden_size

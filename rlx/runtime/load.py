@@ -67,6 +67,7 @@ def load(
     """
     from rlx.io.reference import open_model, resolve
     from rlx.runtime.model import Model
+    from rlx.runtime.recompile import Origin
     from rlx.runtime.warm_start import kept_start
 
     chosen = merged_profile(profile, precision, target, kv_cache)
@@ -80,6 +81,7 @@ def load(
         checkpoint = open_model(path)
         encoder = _encoder(str(reference), checkpoint, chosen, context, threads)
         if encoder is not None:
+            encoder.origin = Origin(path, chosen)
             return encoder
         parts = _parts(checkpoint, chosen, context, threads, kept)
     info = {
@@ -88,7 +90,9 @@ def load(
         **session_info(parts.session, chosen),
         "load_seconds": time.perf_counter() - start,
     }
-    return Model(_name(str(reference), path), parts.session, parts.tokenizer, parts.template, info)
+    model = Model(_name(str(reference), path), parts.session, parts.tokenizer, parts.template, info)
+    model.origin = Origin(path, chosen, context)
+    return model
 
 
 def _encoder(

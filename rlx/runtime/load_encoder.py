@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rlx.errors import OptionError
 
 if TYPE_CHECKING:
+    from rlx.core.graph import Graph
     from rlx.flow.profile import Profile
     from rlx.flow.weights import WeightSource
     from rlx.models.recipe import EncoderRecipe
@@ -67,19 +68,26 @@ def packed_executable(recipe: EncoderRecipe, profile: Profile, threads: int | No
     Raises:
         OptionError: the profile asks for a backend that makes no machine code.
     """
-    from rlx.flow.quantised_weights import QuantisedWeights, matrices_of_products
-    from rlx.hir.derive_packed import derive_packed
     from rlx.runtime.executable import Executable
     from rlx.runtime.load import compile
 
     if profile.backend != "cpu":
         raise OptionError("only the cpu backend embeds", found=profile.backend, fix="use rlx.compile instead")
+    graph, weights = packed_graph(recipe, profile)
+    compiled = compile(graph, weights, threads=threads, profile=profile)
+    if not isinstance(compiled, Executable):
+        raise OptionError("only the cpu backend embeds", found=profile.backend)
+    return compiled
+
+
+def packed_graph(recipe: EncoderRecipe, profile: Profile) -> tuple[Graph, WeightSource]:
+    """The graph of the packed program, and the weights it reads."""
+    from rlx.flow.quantised_weights import QuantisedWeights, matrices_of_products
+    from rlx.hir.derive_packed import derive_packed
+
     weights: WeightSource = recipe.weights
     graph = recipe.flow.build(weights, profile)
     if profile.quantises_encoders:
         weights = QuantisedWeights(weights, matrices_of_products(graph))
         graph = recipe.flow.build(weights, profile)
-    compiled = compile(derive_packed(graph), weights, threads=threads, profile=profile)
-    if not isinstance(compiled, Executable):
-        raise OptionError("only the cpu backend embeds", found=profile.backend)
-    return compiled
+    return derive_packed(graph), weights

@@ -6,10 +6,15 @@ A caller need not ask which it is: what a kind of model cannot do is one clear e
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rlx.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from rlx.inspect.profile_report import ProfileReport
+    from rlx.runtime.recompile import Origin
 
 _ABILITIES = {
     "generate": "write text",
@@ -34,11 +39,13 @@ class LoadedModel:
     Attributes:
         name: what the model is called.
         info: facts to show (architecture, parameters, precision, ...).
+        origin: where it came from, for what is compiled again to be looked at.
     """
 
     kind = "model"
     name: str
     info: dict[str, object]
+    origin: Origin | None = None
     generate: Callable[..., Any]
     generate_batch: Callable[..., Any]
     stream: Callable[..., Any]
@@ -48,6 +55,39 @@ class LoadedModel:
     embed: Callable[..., Any]
     scores: Callable[..., Any]
     rerank: Callable[..., Any]
+
+    def profile(self, **work: int) -> ProfileReport:
+        """Run the model and say where the time goes, by kernel and by block; see `rlx.runtime.profiler.Work`.
+
+            model.profile(prompt_tokens=64).phases[0].kernels[0].of_roofline
+
+        Args:
+            work: `prompt_tokens`, `new_tokens`, `depth`, `texts`, `text_tokens`, `repetitions`.
+
+        Raises:
+            OptionError: a size is unknown or not allowed.
+            ContextLengthError: the lengths do not fit into the context.
+        """
+        from rlx.runtime.profiler import Work, profile_model
+
+        return profile_model(self, Work.of(work))
+
+    def explain(self, path: str | Path, **work: int) -> None:
+        """Write a page that shows the model on every level, from its blocks to the instructions, with times.
+
+        One self-contained HTML file, to be opened in a browser; docs/explain.md shows one.
+
+        Args:
+            path: where to write.
+            work: what is run for the times, as for `profile`.
+
+        Raises:
+            StorageError: the file cannot be written. Others as for `profile`.
+        """
+        from rlx.runtime.explainer import explain_model
+        from rlx.runtime.profiler import Work
+
+        explain_model(self, Path(path), Work.of(work))
 
     def close(self) -> None:
         """Give back memory and threads; calling it twice is allowed."""

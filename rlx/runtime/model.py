@@ -80,6 +80,11 @@ class Model(LoadedModel):
         self._is_closed = False
 
     @property
+    def program(self) -> StepProgram:
+        """The compiled step program."""
+        return self._program
+
+    @property
     def context(self) -> int:
         """Most tokens of one text, prompt and generated together."""
         return self.engine.context

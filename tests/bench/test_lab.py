@@ -14,10 +14,10 @@ import pytest
 
 from bench.kernels import chosen, show
 from bench.lab.cases import Built, Case, all_cases
-from bench.lab.limits import DramProbe, Limits, measure_limits
 from bench.lab.timing import CacheSizes, measure_case
 from rlx.backends.cpu.kernels.registry import KERNELS
 from rlx.backends.cpu.target import resolve
+from rlx.inspect.limits import DramProbe, Limits, measure_limits
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits(1, "native", dram=30.0, l3=100.0, l2=200.0, f32=100.0, int8=400.0, bf16=200.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,32 @@ from rlx.lir.program import Kernel
 _ = kernels.FAMILIES  # importing them fills the table
 
 
-def emit_module(kernels_: Sequence[Kernel], target: Target) -> str:
-    """The LLVM IR of all kernels and of the native runtime, before optimisation."""
+def emit_module(
+    kernels_: Sequence[Kernel], target: Target, *, traced: bool = False, builder: Callable[[Any], Any] | None = None
+) -> str:
+    """The LLVM IR of all kernels and of the native runtime, before optimisation.
+
+    Args:
+        kernels_: in the order of their program.
+        target: what they are emitted for.
+        traced: as in `emit_runtime`.
+        builder: makes the builder of a kernel, at a block; `llvmlite.ir.IRBuilder` by default.
+    """
     module: Any = ir.Module("rlx", context=ir.Context())
     module.triple = target.triple
     for index, kernel in enumerate(kernels_):
-        _emit_kernel(module, function_name(index, kernel), kernel, target)
-    emit_runtime(module, target)
+        _emit_kernel(module, function_name(index, kernel), kernel, target, builder or ir.IRBuilder)
+    emit_runtime(module, target, traced=traced)
     # without it LLVM makes calls to memset and memcpy of loops, and an object that needs another library is not linked
-    return re.sub(r"^(define .*)$", r'\1 "no-builtins"', str(module), flags=re.MULTILINE)
+    return re.sub(r"^(define .*?)( !dbg !\d+)?$", r'\1 "no-builtins"\2', str(module), flags=re.MULTILINE)
 
 
-def _emit_kernel(module: Any, name: str, kernel: Kernel, target: Target) -> None:
+def _emit_kernel(module: Any, name: str, kernel: Kernel, target: Target, builder: Callable[[Any], Any]) -> None:
     type_ = ir.FunctionType(ir.VoidType(), [PTR, PTR, I64, I64, PTR])
     function = ir.Function(module, type_, name)
     set_width(function, target)
     entry, start = function.append_basic_block("entry"), function.append_basic_block("start")
-    e = Emit(module, ir.IRBuilder(start), target, entry)
+    e = Emit(module, builder(start), target, entry)
     body = Body(e, *(Val(e, argument) for argument in function.args))
     find(kernel.op, kernel.variant).build(body, kernel.settings)
     e.b.ret_void()
@@ -60,9 +69,9 @@ def backend_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def cache_key(kernels_: Sequence[Kernel], target: Target) -> str:
-    """The content address of the object that `compile_module` gives."""
-    text = "\n".join(f"{k.op}.{k.variant} {print_attrs(k.settings)}" for k in kernels_)
+def cache_key(kernels_: Sequence[Kernel], target: Target, *, traced: bool = False) -> str:
+    """The content address of the object that `compile_module` gives, or `compile_traced_runtime`."""
+    text = "traced\n" * traced + "\n".join(f"{k.op}.{k.variant} {print_attrs(k.settings)}" for k in kernels_)
     return hashlib.sha256(f"{backend_version()}\n{target.key}\n{text}".encode()).hexdigest()[:32]
 
 
@@ -96,6 +105,12 @@ def compile_module(kernels_: Sequence[Kernel], target: Target) -> bytes:
     """Object code for the kernels."""
     machine = target_machine(target)
     return bytes(machine.emit_object(optimise(emit_module(kernels_, target), machine)))
+
+
+def compile_traced_runtime(target: Target) -> bytes:
+    """Object code for the runtime that keeps a log, without kernels."""
+    machine = target_machine(target)
+    return bytes(machine.emit_object(optimise(emit_module((), target, traced=True), machine)))
 
 
 def assembly(kernels_: Sequence[Kernel], target: Target) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ from rlx.errors import InputError, TensorShapeError
 from rlx.io.identity import Identity
 from rlx.lir.program import ALIGNMENT, Buffer, Program
 from rlx.lir.sizes import SizeTable
+
+if TYPE_CHECKING:
+    from rlx.backends.cpu.trace import Trace
 
 Array = NDArray[Any]
 
@@ -238,6 +242,30 @@ class CpuModule:
             self._arena = aligned(0)  # give the old one back before asking for the new one
             self._arena = aligned(needed)
         self._addresses[self._arena_buffers] = self._arena.ctypes.data + np.repeat(offsets, self._slot_lengths)
+
+    @contextmanager
+    def traced(self, cache: Path | None) -> Generator[Trace]:
+        """Within the block, runs leave time stamps in the trace that it gets (`trace.py`).
+
+        It runs with other threads in another runtime, so that a module which nobody looks at has no trace of this.
+
+        Args:
+            cache: the folder of the caches, None to do without.
+
+        Raises:
+            RlxError: the processor's counter does not count.
+        """
+        from rlx.backends.cpu.trace import Trace
+
+        trace = Trace(self.program, self.target, self.threads, cache)
+        with self._lock:
+            ordinary, self._pool = self._pool, trace.pool
+        try:
+            yield trace
+        finally:
+            with self._lock:
+                self._pool = ordinary
+            trace.close()
 
     def held(self, buffer: int) -> Array:
         """The array behind a weight or constant buffer."""

@@ -8,14 +8,19 @@ The units of a step are cut into chunks that threads claim one after the other, 
 are done. Threads wait at the end of each group of steps that run beside each other. So a thread that the system has put
 aside holds up no step unless it sits in the middle of a chunk: the others do its share, and when it comes back it walks
 past what is done.
+
+A traced runtime is another one, with a clock read before and after each chunk and each wait (`native_trace.py`); it is
+compiled when somebody asks for it, and the ordinary one knows nothing of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rlx.backends.cpu.emit import I32, I64, PTR, Emit, Val, ir
+from rlx.backends.cpu.native_trace import emit_clock, recorded
 from rlx.backends.cpu.target import Target
 from rlx.backends.cpu.words import CLAIMED, LINE, READY, RUNNING, SLEEPING, STEP, WORDS
 
@@ -23,11 +28,21 @@ SPINS_BEFORE_YIELD = 4000
 CHUNKS_PER_THREAD = 1
 
 
-def emit_runtime(module: Any, target: Target) -> None:
-    """Add `rlx_run` and `rlx_worker` to a module."""
-    run_steps = _emit_run_steps(module, target)
+Recorded = Callable[[Emit, Val, Val, Val, Val], AbstractContextManager[None]]
+"""`(emit, state, thread, step, units)`: what surrounds a piece of work, or a wait, whose units are -1."""
+
+
+def emit_runtime(module: Any, target: Target, *, traced: bool = False) -> None:
+    """Add `rlx_run` and `rlx_worker` to a module; a traced runtime has `rlx_clock` too."""
+    if traced:
+        emit_clock(*_function(module, target, "rlx_clock", I64, []), finish=_finish)
+    run_steps = _emit_run_steps(module, target, recorded if traced else _unrecorded)
     _emit_run(module, target, run_steps)
     _emit_worker(module, target, run_steps)
+
+
+def _unrecorded(e: Emit, state: Val, thread: Val, step: Val, units: Val) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class _Callee:
@@ -96,9 +111,9 @@ def _spin(e: Emit, state: Val, keep_on: Callable[[], Val]) -> None:
                 e.b.call(_Callee(e.load(address, PTR), []), [])
 
 
-def _emit_run_steps(module: Any, target: Target) -> Any:
-    """`rlx_run_steps(state)`: take chunks of every step in order until the last step is done."""
-    e, (state,), function = _function(module, target, "rlx_run_steps", ir.VoidType(), [PTR])
+def _emit_run_steps(module: Any, target: Target, recorded: Recorded) -> Any:
+    """`rlx_run_steps(state, thread)`: take chunks of every step in order until the last step is done."""
+    e, (state, thread), function = _function(module, target, "rlx_run_steps", ir.VoidType(), [PTR, I64])
     function.linkage = "internal"
     threads, count = (e.load(_word(e, state, word), I64) for word in (WORDS.threads, WORDS.count))
     steps, fault = (e.load(_word(e, state, word), PTR) for word in (WORDS.steps, WORDS.fault))
@@ -106,11 +121,13 @@ def _emit_run_steps(module: Any, target: Target) -> Any:
         row = e.at(steps, index * STEP.count, I64)
         units = e.load(row, I64, STEP.units)
         with e.either(threads.equals(1)) as (alone, together):
-            with alone:
+            with alone, recorded(e, state, thread, index, units):
                 _call_kernel(e, row, e.i64(0), units, fault)
             with together:
-                _share_step(e, row, units, _chunks(e, units, threads), fault)
-                with e.loop(0, e.load(row, I64, STEP.group)) as back:
+                shared = _shared_chunk(e, row, units, _chunks(e, units, threads))
+                with shared as (begin, end), recorded(e, state, thread, index, end - begin):
+                    _call_kernel(e, row, begin, end, fault)
+                with recorded(e, state, thread, index, e.i64(-1)), e.loop(0, e.load(row, I64, STEP.group)) as back:
                     _wait_for_step(e, state, e.at(row, -(back * STEP.count), I64), threads)
     _finish(e, None)
     return function
@@ -127,7 +144,9 @@ def _wait_for_step(e: Emit, state: Val, row: Val, threads: Val) -> None:
     _spin(e, state, lambda: _atomic_load(e, done) < chunks)
 
 
-def _share_step(e: Emit, row: Val, units: Val, chunks: Val, fault: Val) -> None:
+@contextmanager
+def _shared_chunk(e: Emit, row: Val, units: Val, chunks: Val) -> Generator[tuple[Val, Val]]:
+    """The first and the last unit, exclusive, of each chunk that this thread gets; the body is done for each."""
     claimed, done = _word(e, row, STEP.claimed), _word(e, row, STEP.done)
     chunk = e.var(e.i64(0))
 
@@ -139,8 +158,7 @@ def _share_step(e: Emit, row: Val, units: Val, chunks: Val, fault: Val) -> None:
         return free & (chunk.get() < chunks)
 
     with e.loop_while(take):
-        begin, end = units * chunk.get() // chunks, units * (chunk.get() + 1) // chunks
-        _call_kernel(e, row, begin, end, fault)
+        yield units * chunk.get() // chunks, units * (chunk.get() + 1) // chunks
         e.b.atomic_rmw("add", done.v, e.i64(1).v, "acq_rel")
 
 
@@ -171,7 +189,7 @@ def _emit_run(module: Any, target: Target, run_steps: Any) -> None:
             threads.set(threads.get() + 1)
     e.store(threads.get(), _word(e, state, WORDS.threads))
     _atomic_store(e, run, go)
-    e.b.call(run_steps, [state.v])
+    e.b.call(run_steps, [state.v, e.i64(0).v])
     with e.loop(0, workers) as worker:
         pointer = _word(e, state, worker * LINE + WORDS.workers)
         # one that has not begun need not begin; one that has must leave before the step table is used again
@@ -197,7 +215,7 @@ def _emit_worker(module: Any, target: Target, run_steps: Any) -> None:
             with e.when(_compare_and_swap(e, pointer, CLAIMED, RUNNING)):
                 # again: between the two this claim may have been given up and another one made
                 _spin(e, state, lambda: _atomic_load(e, go) < _atomic_load(e, run))
-                e.b.call(run_steps, [state.v])
+                e.b.call(run_steps, [state.v, (index + 1).v])
                 _atomic_store(e, READY, pointer)
             idle.set(0)
         with free:

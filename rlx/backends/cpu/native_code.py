@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rlx.lir.program import Kernel
 
 RUNTIME = ("rlx_run", "rlx_worker")
+CLOCK = "rlx_clock"
+"""Of a traced runtime; gives the ticks now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,22 @@ def cached_code(kernels: Sequence[Kernel], target: Target, cache: Path, key: str
         return None
     addresses, library = _link(code, key, target, _symbols(kernels))
     return NativeCode(key, addresses, library, True, 0.0)
+
+
+def load_traced_runtime(target: Target, cache: Path | None) -> NativeCode:
+    """The runtime that keeps a log of each thread (`native_trace.py`), with `CLOCK`; compiled when first asked for."""
+    from rlx.backends.cpu import codegen
+
+    start = time.perf_counter()
+    key = codegen.cache_key((), target, traced=True)
+    code = object_cache.load(cache, key) if cache else None
+    found = code is not None
+    if code is None:
+        code = codegen.compile_traced_runtime(target)
+        if cache:
+            object_cache.save(cache, key, code)
+    addresses, library = _link(code, key, target, [*RUNTIME, CLOCK])
+    return NativeCode(key, addresses, library, found, time.perf_counter() - start)
 
 
 def _symbols(kernels: Sequence[Kernel]) -> list[str]:

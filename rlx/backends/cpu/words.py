@@ -20,6 +20,7 @@ class Words:
     count: int = 2 * LINE + 2
     fault: int = 2 * LINE + 3
     yield_now: int = 2 * LINE + 4  # address of sched_yield, or 0
+    logs: int = 2 * LINE + 5  # address of a log for each thread; only a traced runtime looks at it
     stop: int = 3 * LINE
     workers: int = 4 * LINE  # a line for each worker: state, run it is claimed for
 
@@ -43,3 +44,21 @@ class StepWords:
 
 
 STEP = StepWords()
+
+
+@dataclass(frozen=True, slots=True)
+class LogWords:
+    """Positions in the log of a thread, which is one cache line, and in an event of it."""
+
+    events: int = 0  # address of the first event
+    capacity: int = 1  # events there is room for; what comes after them is dropped
+    length: int = 2  # events so far
+    count: int = LINE
+    step: int = 0  # row of the step table
+    begin: int = 1  # clock
+    end: int = 2
+    units: int = 3  # of the step; -1 for a wait at the end of a group
+    event: int = 4  # words of an event
+
+
+LOG = LogWords()

@@ -2,14 +2,15 @@
 
 Out: `Limits`. The kernels that measure are made with RLX's own emitter and run by its own threads, so that no compiler
 is needed and a limit counts what a kernel of RLX could reach. Each figure is the best of several runs: a limit that
-was disturbed is no limit. Next: `cases.py`, whose figures stand beside these.
+was disturbed is no limit. Next: `roofline.py`, which compares steps with them; `bench/lab/cases.py` does so with
+kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ REPEATS = 5
 RUN_SECONDS = 0.02
 DRAM_BYTES = 512 << 20
 LINE = 64  # bytes of one load
+MOST_ROUNDS = 1 << 30
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 CHAINS_512 = 12  # independent sums that keep two pipes of latency 4 busy, within the registers there are
 
@@ -52,22 +54,36 @@ class Limits:
     int8: float
     bf16: float | None
 
+    def better(self, other: Limits) -> Limits:
+        """The better of each figure: what slowed one of two measurements is no limit."""
+        bf16 = None if self.bf16 is None or other.bf16 is None else max(self.bf16, other.bf16)
+        best = {name: max(getattr(self, name), getattr(other, name)) for name in ("dram", "l3", "l2", "f32", "int8")}
+        return replace(self, bf16=bf16, **best)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
 
 def measure_limits(
-    target: Target, threads: int, *, dram_bytes: int = DRAM_BYTES, run_seconds: float = RUN_SECONDS
+    target: Target,
+    threads: int,
+    *,
+    dram_bytes: int = DRAM_BYTES,
+    run_seconds: float = RUN_SECONDS,
+    repeats: int = REPEATS,
 ) -> Limits:
-    """Measure all of them; a run takes about `run_seconds`, and there are some sixty."""
+    """Measure all of them; a run takes about `run_seconds`, and there are a dozen times `repeats`.
+
+    Short runs and many of them find the limits of a machine that does other work as well.
+    """
     with _registered():
 
         def bandwidth(nbytes: int) -> float:
-            return max(_bandwidth(target, threads, nbytes, streams, run_seconds) for streams in (1, 4))
+            return max(_bandwidth(target, threads, nbytes, streams, run_seconds, repeats) for streams in (1, 4))
 
         def peak(target: Target, kind: str, operations: int) -> float:
-            return _peak(target, threads, kind, operations, run_seconds)
+            return _peak(target, threads, kind, operations, run_seconds, repeats)
 
         return Limits(
             threads,
@@ -101,20 +117,20 @@ class DramProbe:
             meter.close()
 
 
-def _bandwidth(target: Target, threads: int, nbytes: int, streams: int, run_seconds: float) -> float:
+def _bandwidth(target: Target, threads: int, nbytes: int, streams: int, run_seconds: float, repeats: int) -> float:
     unit = _unit(nbytes, threads)
     meter = _Meter(target, threads, "read", {"streams": streams}, _touched(threads * unit), unit)
     try:
-        return threads * unit / meter.least_seconds(run_seconds) / 1e9
+        return threads * unit / meter.least_seconds(run_seconds, repeats) / 1e9
     finally:
         meter.close()
 
 
-def _peak(target: Target, threads: int, kind: str, operations: int, run_seconds: float) -> float:
+def _peak(target: Target, threads: int, kind: str, operations: int, run_seconds: float, repeats: int) -> float:
     chains = max(2, CHAINS_512 * target.vector_bits // 512)
     meter = _Meter(target, threads, "peak", {"chains": chains, "kind": kind}, np.zeros(4096, np.uint8), 0)
     try:
-        return threads * chains * operations / meter.least_seconds(run_seconds) / 1e9
+        return threads * chains * operations / meter.least_seconds(run_seconds, repeats) / 1e9
     finally:
         meter.close()
 
@@ -143,13 +159,17 @@ class _Meter:
         self._module = CpuModule(Program("limit", (("sums", 1),), kernels, buffers, steps), None, target, threads, None)
         self._memory = {0: data, 1: np.zeros(threads * 16, np.int64)}
 
-    def least_seconds(self, run_seconds: float) -> float:
+    def least_seconds(self, run_seconds: float, repeats: int = REPEATS) -> float:
         """Least seconds of a round, in runs of as many rounds as take about `run_seconds`, and of one at least."""
-        count = 1  # the first run wakes the threads and says little about the time
+        count, once = 1, self._seconds(1)  # the first run wakes the threads and says little about the time
         while (once := min(self._seconds(count) for _ in range(2))) * count < run_seconds / 4:
             count *= 4
-        count = max(1, round(run_seconds / once))
-        return min(self._seconds(count) for _ in range(REPEATS))
+        while True:
+            count = max(count, round(run_seconds / once))
+            once = min(self._seconds(count) for _ in range(repeats))
+            # a thread that came late made the first runs long, and their number of rounds too small
+            if once * count >= run_seconds / 2 or count >= MOST_ROUNDS:
+                return once
 
     def close(self) -> None:
         """End the threads."""

@@ -1,0 +1,1 @@
+"""Looking into a model: times, traces, and the page that shows them."""
