@@ -92,18 +92,25 @@ class _LoggedStep:
         self._session, self._log = session, log
         self.vocab_size, self.page_size = session.vocab_size, session.page_size
         self.num_pages, self.max_context = session.num_pages, session.max_context
+        self.num_slots = session.num_slots
 
     def run(
-        self, tokens: Ints, positions: Ints, sequences: Ints, page_table: Ints, logit_rows: Ints
+        self,
+        tokens: Ints,
+        positions: Ints,
+        sequences: Ints,
+        page_table: Ints,
+        logit_rows: Ints,
+        slots: Ints | None = None,
     ) -> NDArray[np.float32]:
         """See `StepProgram.run`."""
         begin = time.perf_counter()
-        result = self._session.run(tokens, positions, sequences, page_table, logit_rows)
+        result = self._session.run(tokens, positions, sequences, page_table, logit_rows, slots)
         self._log.spans.append(Span(PREPARING, begin, time.perf_counter()))
         first, counts = np.unique(sequences, return_index=True, return_counts=True)[1:]
         rows = [(int(positions[index]), int(count)) for index, count in zip(first, counts, strict=True)]
         dims = {"T": len(tokens), "S": len(page_table), "P": page_table.shape[1], "R": len(logit_rows)}
-        self._log.sizes.append(({**dims, "N": self.num_pages}, rows))
+        self._log.sizes.append(({**dims, "N": self.num_pages, "C": self.num_slots}, rows))
         return result
 
     def close(self) -> None:
