@@ -319,6 +319,7 @@ SCALARS = {
     "softplus": lambda x: math.log1p(math.exp(x)),
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "gelu_quick": lambda x: x * sigmoid(1.702 * x),
     "relu": lambda x: x if x > 0 else 0.0,
     "add": lambda x, y: x + y,
     "sub": lambda x, y: x - y,

@@ -1,6 +1,7 @@
 """One file per block: a frozen dataclass with `emit(ctx, input)`. Read `rms_norm.py` for a small one."""
 
 from rlx.flow.blocks.activation import ActivationStage
+from rlx.flow.blocks.attention_pool import AttentionPoolStage
 from rlx.flow.blocks.custom import CustomStage
 from rlx.flow.blocks.gated_delta import GatedDeltaStage
 from rlx.flow.blocks.gated_mlp import GatedKeys
@@ -15,6 +16,7 @@ from rlx.flow.blocks.lm_head import LmHeadStage
 from rlx.flow.blocks.mask import MaskKind
 from rlx.flow.blocks.named import NamedStage
 from rlx.flow.blocks.parallel import ParallelStage
+from rlx.flow.blocks.patch_embed import FirstAndMeanStage, LayerScaleStage, PatchEmbedStage, PrefixTokensStage
 from rlx.flow.blocks.pooling import NormalizeStage, PoolStage
 from rlx.flow.blocks.repeat import RepeatStage
 from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
@@ -33,7 +35,9 @@ __all__ = [
     "ActivationStage",
     "AddInputStage",
     "AddResidualStage",
+    "AttentionPoolStage",
     "CustomStage",
+    "FirstAndMeanStage",
     "GatedDeltaStage",
     "GatedKeys",
     "GatherAddStage",
@@ -43,6 +47,7 @@ __all__ = [
     "HeadNorm",
     "LastTokenStage",
     "LayerNormStage",
+    "LayerScaleStage",
     "LearnedPositionsStage",
     "LinearStage",
     "LmHeadStage",
@@ -51,7 +56,9 @@ __all__ = [
     "NamedStage",
     "NormalizeStage",
     "ParallelStage",
+    "PatchEmbedStage",
     "PoolStage",
+    "PrefixTokensStage",
     "RepeatStage",
     "RmsNormStage",
     "RopeTableData",

@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PoolStage:
-    """All rows of a sequence as one; `mode` is one of `rlx.ops.pooling.POOLINGS`."""
+    """All rows of a sequence but the first `skip` as one; `mode` is one of `rlx.ops.pooling.POOLINGS`."""
 
     mode: str
+    skip: int = 0
     path: str = "pool"
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """See the module."""
-        return ctx.op("pool_tokens", input, mode=self.mode)
+        return ctx.op("pool_tokens", input, mode=self.mode, skip=self.skip)
 
 
 @dataclass(frozen=True, slots=True)
