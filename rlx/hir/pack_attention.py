@@ -44,6 +44,4 @@ def _is_packable(node: Node) -> bool:
 
 def _packed(emit: Emitter, node: Node, inputs: tuple[Value, ...], bounds: Value) -> Value:
     rows = [emit("reshape", value, shape=(product(value.type.shape[:2]), value.type.shape[2])) for value in inputs]
-    return emit(
-        "reshape", emit("packed_attention", *rows, bounds, **node.attrs), shape=node.output.type.shape
-    )
+    return emit("reshape", emit("packed_attention", *rows, bounds, **node.attrs), shape=node.output.type.shape)

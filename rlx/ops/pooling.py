@@ -16,7 +16,19 @@ from rlx.core.dtype import f32, i32
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
 from rlx.errors import InputError, ShapeError
-from rlx.ops.op import Array, Attribute, Emitter, Missing, OpDef, Sample, Types, check_arity, float_attr, int_attr, register
+from rlx.ops.op import (
+    Array,
+    Attribute,
+    Emitter,
+    Missing,
+    OpDef,
+    Sample,
+    Types,
+    check_arity,
+    float_attr,
+    int_attr,
+    register,
+)
 from rlx.ops.packed_attention import check_bounds
 
 POOLINGS = ("mean", "mean_sqrt", "max", "first", "last")

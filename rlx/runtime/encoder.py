@@ -190,9 +190,22 @@ class Encoder(LoadedModel):
         """Run the program over `texts`; `add` is told how many more are done after each run."""
         if self._is_closed:
             raise RlxError("the model is closed", where=self.name, fix="load it again")
+        texts = [self._finished(text) for text in texts]
         for batch in batches([len(text.ids) for text in texts]):
             result[batch] = self._executable(**self._packed([texts[index] for index in batch]))["output"]
             add(len(batch))
+
+    def _finished(self, text: TypedTokens) -> TypedTokens:
+        """The tokens that the program reads: up to the end token, or padded, where the model was trained so."""
+        end, pad, ids = self._recipe.end_token, self._recipe.pad_token, text.ids
+        if end is not None and ids:
+            end = max(ids) if end < 0 else end
+            if end not in ids:
+                raise InputError("a text without its end token has no vector", found=ids[:8], expected=f"token {end}")
+            ids = ids[: ids.index(end) + 1]
+        if pad is not None:
+            ids = ids + [pad] * (self.max_tokens - len(ids))
+        return text if ids is text.ids else TypedTokens(ids, [0] * len(ids))
 
     def _packed(self, texts: Sequence[TypedTokens]) -> dict[str, NDArray[np.int32]]:
         """The inputs of the program for texts side by side."""
