@@ -25,6 +25,7 @@ COMMANDS = (
     "generate",
     "chat",
     "embed",
+    "classify",
     "bench",
     "profile",
     "explain",

@@ -2,7 +2,7 @@
 
 In: arrays. Out: arrays, separably resampled: one axis after the other. A sample of the result is a weighted sum of
 those of the source around its centre; the weights are a filter, stretched over all that the sample stands for where it
-averages (`antialias`). Sources: Pillow's `Resample.c` for pictures, whose 8-bit arithmetic is followed to the bit;
+averages (`antialias`). Sources: Pillow for pictures, whose 8-bit arithmetic (`Resample.c`) is followed to the bit;
 torch's `interpolate(mode="bicubic", align_corners=False)` for tables; Keys 1981 for the cubic. Next: `images.py`.
 """
 
@@ -65,7 +65,7 @@ def averaging_weights(old: int, new: int, kernel: Filter) -> tuple[NDArray[np.in
 
 
 def resize_picture(picture: NDArray[np.uint8], size: tuple[int, int], resample: str) -> NDArray[np.uint8]:
-    """A picture `uint8[height, width, channels]` of another height and width, to the bit what Pillow's `resize` makes.
+    """A picture `uint8[height, width, channels]` of another size, to the bit what `resize` of Pillow 13 makes of it.
 
     Args:
         picture: any size but an empty one.
@@ -73,11 +73,19 @@ def resize_picture(picture: NDArray[np.uint8], size: tuple[int, int], resample: 
         resample: a key of `FILTERS`.
     """
     kernel, result = FILTERS[resample], picture
-    # Pillow goes along the rows first and rounds to 8 bits in between
-    for axis in (1, 0):
+    for axis in (0, 1) if _is_columns_first(picture.shape[0] - size[0], picture.shape[1] - size[1]) else (1, 0):
         if result.shape[axis] != size[axis]:
             result = _resized_axis(result, axis, size[axis], kernel)
     return result
+
+
+def _is_columns_first(fewer_rows: int, fewer_columns: int) -> bool:
+    """Which axis comes first: values are rounded to 8 bits in between, so that the bits depend on it.
+
+    Pillow 13 goes down the columns first where that leaves much less to do. Its rule is not documented: this one was
+    found from its results, and met all of 2,500 random sizes. Older ones always go along the rows first.
+    """
+    return fewer_rows > 0 and fewer_rows > 2 * fewer_columns
 
 
 def _resized_axis(picture: NDArray[np.uint8], axis: int, new: int, kernel: Filter) -> NDArray[np.uint8]:

