@@ -6,6 +6,7 @@ from rlx.errors import UnsupportedModelError
 from rlx.io.checkpoint import Checkpoint
 from rlx.models.family import Family
 from rlx.models.gemma import GEMMA, GEMMA2, GEMMA3
+from rlx.models.gemma4 import GEMMA4
 from rlx.models.gpt2 import GPT2
 from rlx.models.gpt_neox import GPT_NEOX
 from rlx.models.granite import GRANITE
@@ -30,6 +31,7 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GEMMA4,
     PHI3,
     GPT2,
     GPT_NEOX,

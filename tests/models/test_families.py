@@ -96,6 +96,8 @@ CONDITIONAL = {
     "use_sliding_window": "layer_types says which layers have the window",
     "original_max_position_embeddings": "read for LongRoPE",
     "is_decoder": "changes the type hints of transformers' class and nothing it computes",
+    "use_double_wide_mlp": "widens layers that share keys and values",
+    "vocab_size_per_layer_input": "read where layers have embeddings of their own",
     "hidden_act": "Gemma's gelu is the tanh form",
     **dict.fromkeys(IMAGES, "texts have no images"),
     **dict.fromkeys(EXPERTS, "read where there are experts"),

@@ -58,6 +58,15 @@ HYBRID: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+GEMMA4 = {
+    **BASE,
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
+    "sliding_window": WINDOW,
+    "hidden_size_per_layer_input": 0,
+}
 
 
 def _of(name: str, causal: str | None = None, base: dict[str, Any] | None = None, **fields: Any) -> FamilySource:
@@ -166,6 +175,45 @@ CASES: dict[str, FamilySource] = {
         rope_parameters={
             FULL: {"rope_type": "linear", "rope_theta": 100000.0, "factor": 8.0},
             SLIDING: {"rope_type": "default", "rope_theta": 5000.0},
+        },
+    ),
+    "gemma4": _of("Gemma4Text", "Gemma4ForCausalLM", GEMMA4),
+    "gemma4_shared": _of(
+        "Gemma4Text",
+        "Gemma4ForCausalLM",
+        GEMMA4,
+        num_hidden_layers=7,
+        layer_types=[SLIDING, FULL, SLIDING, FULL, SLIDING, SLIDING, FULL],
+        num_kv_shared_layers=3,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=160,
+        tie_word_embeddings=True,
+    ),
+    "gemma4_k_eq_v": _of(
+        "Gemma4Text",
+        "Gemma4ForCausalLM",
+        GEMMA4,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        use_bidirectional_attention="vision",
+        final_logit_softcapping=30.0,
+    ),
+    "gemma4_unusual": _of(
+        "Gemma4Text",
+        "Gemma4ForCausalLM",
+        GEMMA4,
+        num_hidden_layers=6,
+        layer_types=[FULL, SLIDING, SLIDING, FULL, FULL, SLIDING],
+        num_kv_shared_layers=2,
+        attention_k_eq_v=True,
+        attention_bias=True,
+        hidden_activation="silu",
+        hidden_size_per_layer_input=12,
+        vocab_size_per_layer_input=170,
+        rope_parameters={
+            FULL: {"rope_type": "proportional", "rope_theta": 5000.0, "partial_rotary_factor": 0.5, "factor": 2.0},
+            SLIDING: {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
         },
     ),
     "phi3": _of("Phi3", num_key_value_heads=4),
