@@ -38,7 +38,8 @@ from rlx.flow.flow import ModelFlow
 from rlx.flow.rope_scaling import RopeFrequencies
 from rlx.flow.stage import BlockStage
 
-DEFAULT_ROPE = "default"
+DEFAULT_ROPE, LOCAL_ROPE = "default", "local"
+"""The RoPE table of a model, and the one of its layers with a window where they have their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +170,8 @@ class DecoderConfig:
         logits_softcap: bound of the logits; None for no bound.
         tied: the head reads the embedding table.
         unread_layers: layers behind these that a file may carry for something else, such as speculative decoding.
+        longer: RoPE tables and context length of a session that is opened for more than `context_length` positions
+            (LongRoPE); None where there are no others.
         query_scale: beta and interval of queries that grow with their position (`query_scale.py`); None for none.
         per_layer: embeddings of each layer's own; None for none.
         layer_scalars: each layer ends in a product with a number of its own, `layer_scalar`.
@@ -189,6 +192,7 @@ class DecoderConfig:
     logits_softcap: float | None = None
     tied: bool = False
     unread_layers: int = 0
+    longer: tuple[Mapping[str, RopeFrequencies], int] | None = None
     query_scale: tuple[float, int] | None = None
     per_layer: PerLayerConfig | None = None
     layer_scalars: bool = False

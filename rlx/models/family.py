@@ -111,13 +111,16 @@ class Family:
 
 
 def _with_context(config: DecoderConfig, context_length: int, where: str) -> DecoderConfig:
-    if not 1 <= context_length <= config.context_length:
+    longest = config.context_length if config.longer is None else config.longer[1]
+    if not 1 <= context_length <= longest:
         raise UnsupportedModelError(
             "the context length asked for is beyond what this model is exact for",
             where=where,
             found=context_length,
-            expected=f"1 to {config.context_length}",
+            expected=f"1 to {longest}",
         )
+    if config.longer is not None and context_length > config.context_length:
+        config = replace(config, rope=config.longer[0])
     return replace(config, context_length=context_length)
 
 

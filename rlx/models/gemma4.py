@@ -14,6 +14,7 @@ from rlx.flow.rope_scaling import RopeFrequencies, rope_frequencies
 from rlx.io.checkpoint import Checkpoint
 from rlx.models.decoder import (
     DEFAULT_ROPE,
+    LOCAL_ROPE,
     AttentionConfig,
     DecoderConfig,
     LayerConfig,
@@ -23,7 +24,7 @@ from rlx.models.decoder import (
 )
 from rlx.models.family import Family
 from rlx.models.fields import Fields
-from rlx.models.gemma import LOCAL_ROPE, SANDWICH
+from rlx.models.gemma import SANDWICH
 from rlx.models.gguf_config import gguf_attention, gguf_decoder
 from rlx.models.hf_config import attention_of, kinds_of_layers, mlp_of, rope_of, rope_parameters, windowed
 from rlx.models.names import GGUF_SANDWICH_NAMES, HF_NAMES

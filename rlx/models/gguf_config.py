@@ -108,6 +108,8 @@ def gguf_rope(checkpoint: Checkpoint, fields: Fields, n_rot: int, length: int) -
         "factor": factor,
     }
     if kind == "yarn":
+        if (weight := fields.optional_number("rope.scaling.yarn_log_multiplier")) is not None:
+            parameters |= {"mscale": 1.0, "mscale_all_dim": weight}
         parameters["original_max_position_embeddings"] = fields.integer("rope.scaling.original_context_length", length)
         for name in ("beta_fast", "beta_slow"):
             parameters[name] = fields.get(f"rope.scaling.yarn_{name}")

@@ -11,7 +11,8 @@ from rlx.models.gpt2 import GPT2
 from rlx.models.gpt_neox import GPT_NEOX
 from rlx.models.granite import GRANITE
 from rlx.models.llama import LLAMA, MISTRAL
-from rlx.models.olmo2 import OLMO2
+from rlx.models.ministral import MINISTRAL, MINISTRAL3
+from rlx.models.olmo2 import OLMO2, OLMO3
 from rlx.models.phi3 import PHI3
 from rlx.models.qwen2 import QWEN2
 from rlx.models.qwen3 import QWEN3
@@ -23,6 +24,8 @@ from rlx.models.smollm3 import SMOLLM3
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
     MISTRAL,
+    MINISTRAL,
+    MINISTRAL3,
     QWEN2,
     QWEN3,
     QWEN3_5,
@@ -37,6 +40,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT_NEOX,
     GRANITE,
     OLMO2,
+    OLMO3,
     SMOLLM3,
 )
 MODEL_TYPES = {family.model_type: family for family in FAMILIES}

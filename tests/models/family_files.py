@@ -22,7 +22,8 @@ FAMILIES = {case.name: case for case in family_cases()}
 LAYOUTS = gguf_layouts()
 
 # What GGUF files cannot say: Qwen's and SmolLM3's windows, another activation, layer types out of the usual order, a
-# scale that is not of head_dim, GPT-2's scale by layer, scaled RoPE of layers with a window.
+# scale that is not of head_dim, GPT-2's scale by layer, scaled RoPE of layers with a
+# window, YaRN with another mscale.
 UNFAITHFUL = {
     "llama_gelu",
     "qwen2_window",
@@ -36,6 +37,9 @@ UNFAITHFUL = {
     "gpt2_inverse",
     "neox_sequential",
     "smollm3_window",
+    "ministral3_window",
+    "ministral3_mscale",
+    "olmo3_full",
 }
 FAITHFUL = sorted(set(LAYOUTS) - UNFAITHFUL)
 
@@ -116,6 +120,13 @@ def gguf_tensors(case: FamilyCase) -> dict[str, Array]:
 def folder(case: FamilyCase, path: Path) -> Path:
     """Write the Hugging Face folder of a case."""
     return write_folder(path, case.config, case.weights())
+
+
+def context_of(case: FamilyCase) -> int | None:
+    """The context length to open a case with: beyond the first one of LongRoPE if its prompt is longer than that."""
+    rope = case.config.get("rope_parameters") or {}
+    is_long = rope.get("rope_type") == "longrope" and len(case.ids) > rope["original_max_position_embeddings"]
+    return case.config["max_position_embeddings"] if is_long else None
 
 
 def families_without_a_case() -> set[str]:
