@@ -20,6 +20,7 @@ from rlx.models.qwen3_5 import QWEN3_5, QWEN3_5_TEXT
 from rlx.models.qwen3_next import QWEN3_NEXT
 from rlx.models.recipe import ModelRecipe
 from rlx.models.smollm3 import SMOLLM3
+from rlx.models.text_part import WRAPPERS, text_part
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
@@ -60,6 +61,7 @@ def recipe_for(checkpoint: Checkpoint, context_length: int | None = None) -> Mod
     Raises:
         UnsupportedModelError: the architecture is unknown, or its configuration asks for something not implemented.
     """
+    checkpoint = text_part(checkpoint)
     is_gguf = checkpoint.kind == "gguf"
     key, known = ("general.architecture", GGUF_ARCHITECTURES) if is_gguf else ("model_type", MODEL_TYPES)
     name = checkpoint.metadata.get(key)
@@ -69,6 +71,6 @@ def recipe_for(checkpoint: Checkpoint, context_length: int | None = None) -> Mod
             "RLX does not know this architecture",
             where=str(checkpoint.path),
             found=f"{key} = {name!r}",
-            expected=f"one of: {', '.join(sorted(known))}",
+            expected=f"one of: {', '.join(sorted(known if is_gguf else {*known, *WRAPPERS}))}",
         )
     return family.recipe(checkpoint, context_length)

@@ -329,3 +329,28 @@ CASES: dict[str, FamilySource] = {
         mlp_bias=True,
     ),
 }
+
+VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+MULTIMODAL_CASES: dict[str, FamilySource] = {
+    "gemma4_whole": FamilySource(
+        "Gemma4Config",
+        "Gemma4ForConditionalGeneration",
+        {
+            "text_config": {**CASES["gemma4_shared"].fields, "model_type": "gemma4_text", "pad_token_id": 0},
+            "vision_config": {**VISION, "num_key_value_heads": 2, "model_type": "gemma4_vision"},
+            "audio_config": None,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mistral3_whole": FamilySource(
+        "Mistral3Config",
+        "Mistral3ForConditionalGeneration",
+        {
+            "text_config": {**CASES["ministral3"].fields, "model_type": "ministral3"},
+            "vision_config": {**VISION, "image_size": 28, "patch_size": 14, "model_type": "pixtral"},
+            "image_token_index": 10,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+"""Models of images of which the language model alone is used."""
