@@ -18,7 +18,7 @@ from rlx.models.decoder import DecoderConfig, decoder_flow
 from rlx.models.fields import Fields
 from rlx.models.gguf_config import refuse_unread_gguf
 from rlx.models.hf_config import refuse_unread_hf
-from rlx.models.names import GGUF_NAMES, HF_NAMES, NameMap, keys_of
+from rlx.models.names import GGUF_NAMES, HF_NAMES, NameMap, keys_of, unread_keys_of
 from rlx.models.recipe import ModelRecipe
 from rlx.models.unread import refuse_unread_tensors
 
@@ -39,7 +39,6 @@ class Family:
         gguf: `general.architecture` of its GGUF files; none if llama.cpp does not know it.
         from_gguf: reads GGUF metadata.
         gguf_names: names in a GGUF file.
-        unread: names of tensors that some files carry and the computation does not read.
     """
 
     model_type: str
@@ -112,13 +111,16 @@ class Family:
 
 
 def _with_context(config: DecoderConfig, context_length: int, where: str) -> DecoderConfig:
-    if not 1 <= context_length <= config.context_length:
+    longest = config.context_length if config.longer is None else config.longer[1]
+    if not 1 <= context_length <= longest:
         raise UnsupportedModelError(
             "the context length asked for is beyond what this model is exact for",
             where=where,
             found=context_length,
-            expected=f"1 to {config.context_length}",
+            expected=f"1 to {longest}",
         )
+    if config.longer is not None and context_length > config.context_length:
+        config = replace(config, rope=config.longer[0])
     return replace(config, context_length=context_length)
 
 
@@ -131,8 +133,7 @@ def _refuse_unread_tensors(
         target = names.get(key)
         if target is not None:
             read.add(target if isinstance(target, str) else target.name)
-    # a tied model's file may hold the head once more
-    unread = (*name_map.unread, str(names.get("lm_head.weight"))) if config.tied else name_map.unread
+    unread = (*name_map.unread, *(str(names.get(key)) for key in unread_keys_of(config)))
     behind = range(len(config.layers), len(config.layers) + config.unread_layers)
     unread = (*unread, *(f"{name_map.layer_prefix.format(i=index)}*" for index in behind))
     refuse_unread_tensors(checkpoint, read, unread)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from rlx.flow.rope_scaling import rope_frequencies
 from rlx.io.checkpoint import Checkpoint
-from rlx.models.decoder import DEFAULT_ROPE, DecoderConfig, LayerConfig, LayerNorms, NormConfig
+from rlx.models.decoder import DEFAULT_ROPE, LOCAL_ROPE, DecoderConfig, LayerConfig, LayerNorms, NormConfig
 from rlx.models.family import Family
 from rlx.models.fields import Fields
 from rlx.models.gguf_config import gguf_attention, gguf_decoder, gguf_mlp, gguf_uniform
@@ -28,7 +28,6 @@ from rlx.models.hf_config import (
 )
 from rlx.models.names import GGUF_SANDWICH_NAMES
 
-LOCAL_ROPE = "local"
 SANDWICH = LayerNorms(
     after_attention="post_attention_layernorm",
     before_mlp="pre_feedforward_layernorm",

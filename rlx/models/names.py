@@ -117,6 +117,9 @@ def keys_of(config: DecoderConfig) -> Iterator[str]:
         yield "lm_head.weight"
     if config.learned_positions is not None:
         yield "model.position_embeddings.weight"
+    if config.per_layer is not None:
+        parts = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
+        yield from (f"model.{part}.weight" for part in parts)
     yield from _norm_keys("model.norm", config)
     norms = config.norms
     for index, layer in enumerate(config.layers):
@@ -125,17 +128,33 @@ def keys_of(config: DecoderConfig) -> Iterator[str]:
             if norm is not None:
                 yield from _norm_keys(prefix + norm, config)
         yield from _linear_attention_keys(prefix) if layer.linear else _attention_keys(prefix, attention)
+        if config.per_layer is not None:
+            parts = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
+            yield from (f"{prefix}{part}.weight" for part in parts)
+        if config.layer_scalars:
+            yield f"{prefix}layer_scalar"
         for part in ("gate", "up", "down"):
             if part != "gate" or "glu" in layer.mlp.kind:
                 yield from _linear_keys(f"{prefix}mlp.{part}_proj", layer.mlp.bias)
 
 
+def unread_keys_of(config: DecoderConfig) -> Iterator[str]:
+    """Keys that files of a configuration may carry and its flow does not read."""
+    if config.tied:  # the head once more
+        yield "lm_head.weight"
+    for index, layer in enumerate(config.layers):
+        if layer.attention.kv_layer is not None:
+            for part in ("k_proj", "v_proj", "k_norm"):
+                yield from _linear_keys(f"model.layers.{index}.self_attn.{part}", bias=True)
+
+
 def _attention_keys(prefix: str, attention: AttentionConfig) -> Iterator[str]:
-    for letter in "qkvo":
+    own = "" if attention.kv_layer is not None else "k" if attention.k_eq_v else "kv"
+    for letter in f"q{own}o":
         bias = attention.o_bias if letter == "o" else attention.qkv_bias
         yield from _linear_keys(f"{prefix}self_attn.{letter}_proj", bias)
     if attention.qk_norm != "none":
-        yield from (f"{prefix}self_attn.{letter}_norm.weight" for letter in "qk")
+        yield from (f"{prefix}self_attn.{letter}_norm.weight" for letter in f"q{own[:1]}")
     if attention.output_gate:
         yield from _linear_keys(f"{prefix}self_attn.gate_proj", attention.qkv_bias)
 

@@ -23,6 +23,7 @@ from tests.models.family_files import (
     FAITHFUL,
     FAMILIES,
     LAYOUTS,
+    context_of,
     families_without_a_case,
     folder,
     gguf_file,
@@ -51,13 +52,13 @@ def test_every_family_has_a_case() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_is_what_transformers_computes(name: str, tmp_path: Path) -> None:
     case = FAMILIES[name]
-    check(recipe_for(open_folder(folder(case, tmp_path))), case)
+    check(recipe_for(open_folder(folder(case, tmp_path)), context_of(case)), case)
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
 def test_a_gguf_file_is_what_transformers_computes(name: str, tmp_path: Path) -> None:
     case = FAMILIES[name]
-    check(recipe_for(open_gguf(gguf_file(case, tmp_path / "model.gguf"))), case)
+    check(recipe_for(open_gguf(gguf_file(case, tmp_path / "model.gguf")), context_of(case)), case)
 
 
 def changed(value: object) -> list[Any]:
@@ -96,6 +97,8 @@ CONDITIONAL = {
     "use_sliding_window": "layer_types says which layers have the window",
     "original_max_position_embeddings": "read for LongRoPE",
     "is_decoder": "changes the type hints of transformers' class and nothing it computes",
+    "use_double_wide_mlp": "widens layers that share keys and values",
+    "vocab_size_per_layer_input": "read where layers have embeddings of their own",
     "hidden_act": "Gemma's gelu is the tanh form",
     **dict.fromkeys(IMAGES, "texts have no images"),
     **dict.fromkeys(EXPERTS, "read where there are experts"),
@@ -107,12 +110,14 @@ def test_no_field_is_ignored(name: str, tmp_path: Path) -> None:
     """A change of a field gives another graph or a refusal, or the field is known to carry no computation."""
     case = FAMILIES[name]
     path = folder(case, tmp_path)
+    contexts = dict.fromkeys((None, context_of(case)))
 
     def graph_of(config: dict[str, Any]) -> str | None:
         folder(type(case)(case.name, case.seed, config, case.shapes, case.ids, case.logits, case.greedy), path)
         try:
-            recipe = recipe_for(open_folder(path))
-            return print_graph(recipe.flow.build(recipe.weights), locations=False) + str(recipe.context_length)
+            recipes = [recipe_for(open_folder(path), context) for context in contexts]
+            texts = [print_graph(recipe.flow.build(recipe.weights), locations=False) for recipe in recipes]
+            return "".join(texts) + str([recipe.context_length for recipe in recipes])
         except RlxError:
             return None
 

@@ -42,7 +42,8 @@ def convert(name: str, source: Path) -> dict[str, Any]:
         save_file(case.weights(), folder / "model.safetensors", metadata={"format": "pt"})
         architecture = case.config["architectures"][0]
         model_class = get_model_class(architecture)
-        model_class.set_vocab = lambda self: None  # there is no tokenizer
+        for owner in (model_class, getattr(model_class, "Ministral3Model", model_class)):
+            owner.set_vocab = lambda self: None  # there is no tokenizer
         model_class.no_mtp = True  # nor are there layers for speculative decoding
         out = folder / "model.gguf"
         hparams = {**ModelBase.load_hparams(folder, False), **_old_names(case.config)}

@@ -59,11 +59,11 @@ class FamilyCase:
         return {key: seeded_weight(key, shape, self.seed) for key, shape in self.shapes.items()}
 
 
-def family_cases() -> list[FamilyCase]:
-    """Several models of each family."""
+def family_cases(kind: str = "families") -> list[FamilyCase]:
+    """Several models of each family; of the kind "multimodal", models of images that are asked about text."""
     return [
-        FamilyCase(case["name"], case["seed"], case["config"], shapes_of(case), **arrays_of("families", case["name"]))
-        for case in documents("families")
+        FamilyCase(case["name"], case["seed"], case["config"], shapes_of(case), **arrays_of(kind, case["name"]))
+        for case in documents(kind)
     ]
 
 

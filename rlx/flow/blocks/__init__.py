@@ -17,12 +17,14 @@ from rlx.flow.blocks.mask import MaskKind
 from rlx.flow.blocks.named import NamedStage
 from rlx.flow.blocks.parallel import ParallelStage
 from rlx.flow.blocks.patch_embed import FirstAndMeanStage, LayerScaleStage, PatchEmbedStage, PrefixTokensStage
+from rlx.flow.blocks.per_layer_input import PerLayerInputsStage, PerLayerInputStage
 from rlx.flow.blocks.pooling import NormalizeStage, PoolStage
+from rlx.flow.blocks.query_scale import QueryScaleStage
 from rlx.flow.blocks.repeat import RepeatStage
 from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
 from rlx.flow.blocks.rms_norm import RmsNormStage
 from rlx.flow.blocks.rope_tables import NamedRopeTablesStage, RopeTableData, RopeTablesStage
-from rlx.flow.blocks.scale import ScaleStage
+from rlx.flow.blocks.scale import ScaleStage, WeightScaleStage
 from rlx.flow.blocks.self_attention import HeadNorm, SelfAttentionStage
 from rlx.flow.blocks.self_attn_prefill import SelfAttnPrefillSpec, SelfAttnPrefillStage
 from rlx.flow.blocks.sequence import SequenceStage
@@ -57,8 +59,11 @@ __all__ = [
     "NormalizeStage",
     "ParallelStage",
     "PatchEmbedStage",
+    "PerLayerInputStage",
+    "PerLayerInputsStage",
     "PoolStage",
     "PrefixTokensStage",
+    "QueryScaleStage",
     "RepeatStage",
     "RmsNormStage",
     "RopeTableData",
@@ -75,4 +80,5 @@ __all__ = [
     "TapStage",
     "TokenEmbedStage",
     "UseStreamStage",
+    "WeightScaleStage",
 ]
