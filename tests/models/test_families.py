@@ -95,6 +95,7 @@ CONDITIONAL = {
     "sliding_window": "not in use without use_sliding_window",
     "use_sliding_window": "layer_types says which layers have the window",
     "original_max_position_embeddings": "read for LongRoPE",
+    "intermediate_size": "not in use where every layer has experts",
     "is_decoder": "changes the type hints of transformers' class and nothing it computes",
     "hidden_act": "Gemma's gelu is the tanh form",
     **dict.fromkeys(IMAGES, "texts have no images"),

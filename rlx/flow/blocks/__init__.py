@@ -13,6 +13,7 @@ from rlx.flow.blocks.learned_positions import LearnedPositionsStage
 from rlx.flow.blocks.linear import LinearStage
 from rlx.flow.blocks.lm_head import LmHeadStage
 from rlx.flow.blocks.mask import MaskKind
+from rlx.flow.blocks.moe_mlp import MoeMlpStage, Routing
 from rlx.flow.blocks.named import NamedStage
 from rlx.flow.blocks.parallel import ParallelStage
 from rlx.flow.blocks.pooling import NormalizeStage, PoolStage
@@ -47,6 +48,7 @@ __all__ = [
     "LinearStage",
     "LmHeadStage",
     "MaskKind",
+    "MoeMlpStage",
     "NamedRopeTablesStage",
     "NamedStage",
     "NormalizeStage",
@@ -56,6 +58,7 @@ __all__ = [
     "RmsNormStage",
     "RopeTableData",
     "RopeTablesStage",
+    "Routing",
     "SaveResidualStage",
     "SaveStreamStage",
     "ScaleStage",

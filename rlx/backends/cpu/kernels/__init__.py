@@ -6,6 +6,7 @@ from rlx.backends.cpu.kernels import (
     causal_conv,
     elementwise,
     embedding,
+    experts,
     gated_delta,
     layer_norm,
     linear,
@@ -15,12 +16,15 @@ from rlx.backends.cpu.kernels import (
     packed_attention,
     pooling,
     rope,
+    route,
     rows,
 )
 
 FAMILIES = (
     linear,
     linear_float,
+    route,
+    experts,
     embedding,
     rows,
     layer_norm,
