@@ -7,6 +7,7 @@ are read as matrices. Next: `weights.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,33 @@ class TensorPart:
         by_row = data.reshape(count, -1)
         parts = [by_row[start:stop] for start, stop in self.rows]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStack:
+    """Tensors of one shape and type one above another: a weight `[count, ...]`, as the experts of a layer.
+
+    Attributes:
+        names: the tensors in the checkpoint, in order.
+    """
+
+    names: tuple[str, ...]
+
+    def type_of(self, infos: Sequence[TensorInfo]) -> tuple[DType, tuple[int, ...]]:
+        """Element type and shape of the stack.
+
+        Raises:
+            UnsupportedModelError: the tensors differ in shape or type.
+        """
+        first = infos[0]
+        for info in infos:
+            if (info.shape, info.dtype) != (first.shape, first.dtype):
+                raise UnsupportedModelError(
+                    "experts of one layer have different shapes or types",
+                    found=f"{info.name}: {info.dtype}{list(info.shape)}",
+                    expected=f"{first.dtype}{list(first.shape)}, as {first.name}",
+                )
+        return first.dtype, (len(infos), *first.shape)
 
 
 def _bits(dtype: DType) -> type[np.generic]:

@@ -23,6 +23,7 @@ from rlx.flow.blocks.layer_norm import LayerNormStage
 from rlx.flow.blocks.learned_positions import LearnedPositionsStage
 from rlx.flow.blocks.lm_head import LmHeadStage
 from rlx.flow.blocks.mask import MaskKind
+from rlx.flow.blocks.moe_mlp import MoeMlpStage, Routing
 from rlx.flow.blocks.parallel import ParallelStage
 from rlx.flow.blocks.per_layer_input import PerLayerInputsStage, PerLayerInputStage
 from rlx.flow.blocks.query_scale import QUERY_SCALE, QueryScaleStage
@@ -123,6 +124,23 @@ class MlpConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoeConfig:
+    """The experts of one layer.
+
+    Attributes:
+        num_experts: how many there are.
+        intermediate_size: width inside of each.
+        routing: how they are chosen.
+        kind: as `MlpConfig.kind`, a gated one.
+    """
+
+    num_experts: int
+    intermediate_size: int
+    routing: Routing
+    kind: str = "swiglu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerNorms:
     """The norms of a layer by the last part of their keys; None for one that is not there.
 
@@ -143,7 +161,7 @@ class LayerConfig:
     """
 
     attention: AttentionConfig
-    mlp: MlpConfig
+    mlp: MlpConfig | MoeConfig
     parallel: bool = False
     linear: LinearAttentionConfig | None = None
 
@@ -306,7 +324,11 @@ def _attention(prefix: str, index: int, config: DecoderConfig) -> BlockStage:
     )
 
 
-def _mlp(prefix: str, mlp: MlpConfig) -> BlockStage:
+def _mlp(prefix: str, mlp: MlpConfig | MoeConfig) -> BlockStage:
+    if isinstance(mlp, MoeConfig):
+        experts = GatedKeys(*(f"{prefix}.mlp.experts.{part}_proj.weight" for part in ("gate", "up", "down")))
+        router = f"{prefix}.mlp.router.weight"
+        return MoeMlpStage(router, experts, mlp.num_experts, mlp.intermediate_size, mlp.routing, mlp.kind)
     keys, size = GatedKeys.hf_layer(prefix), mlp.intermediate_size
     if mlp.kind == "swiglu":
         return SwiGluMlpStage(keys, mlp.bias, size)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from rlx.errors import UnsupportedModelError
-from rlx.flow.tensor_part import TensorPart
+from rlx.flow.tensor_part import TensorPart, TensorStack
 from rlx.flow.weights import MappedWeights
 from rlx.io.checkpoint import Checkpoint
 from rlx.models.decoder import DecoderConfig, decoder_flow
@@ -125,13 +125,18 @@ def _with_context(config: DecoderConfig, context_length: int, where: str) -> Dec
 
 
 def _refuse_unread_tensors(
-    checkpoint: Checkpoint, config: DecoderConfig, name_map: NameMap, names: Mapping[str, str | TensorPart]
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    name_map: NameMap,
+    names: Mapping[str, str | TensorPart | TensorStack],
 ) -> None:
     """A tensor that the flow would not read means that the model computes something else."""
     read: set[str] = set()
     for key in keys_of(config):
         target = names.get(key)
-        if target is not None:
+        if isinstance(target, TensorStack):
+            read.update(target.names)
+        elif target is not None:
             read.add(target if isinstance(target, str) else target.name)
     unread = (*name_map.unread, *(str(names.get(key)) for key in unread_keys_of(config)))
     behind = range(len(config.layers), len(config.layers) + config.unread_layers)

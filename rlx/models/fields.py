@@ -144,6 +144,15 @@ class Fields:
             self.refuse(name, f"{count} {what}, one for each layer")
         return found
 
+    def indices(self, name: str) -> frozenset[int]:
+        """A list of whole numbers; empty if the field is absent."""
+        value = self.get(name)
+        items = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+        found = frozenset(item for item in items if isinstance(item, int))
+        if value is not None and (not isinstance(value, list | tuple) or len(found) != len(items)):
+            self.refuse(name, "a list of different whole numbers")
+        return found
+
     def text(self, name: str, default: str) -> str:
         """A string."""
         value = self.get(name)

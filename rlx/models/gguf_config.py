@@ -11,9 +11,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from rlx.core.storage import decode
+from rlx.flow.blocks.moe_mlp import Routing
 from rlx.flow.rope_scaling import RopeFrequencies, rope_frequencies
 from rlx.io.checkpoint import Checkpoint
-from rlx.models.decoder import DEFAULT_ROPE, AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, NormConfig
+from rlx.models.decoder import (
+    DEFAULT_ROPE,
+    AttentionConfig,
+    DecoderConfig,
+    LayerConfig,
+    MlpConfig,
+    MoeConfig,
+    NormConfig,
+)
 from rlx.models.fields import Fields
 
 RMS_EPS, LAYER_NORM_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
@@ -63,7 +72,16 @@ def gguf_mlp(fields: Fields, checkpoint: Checkpoint, kind: str = "swiglu") -> Ml
     return MlpConfig(intermediate_size=fields.integer("feed_forward_length"), kind=kind, bias=bias)
 
 
-def gguf_uniform(fields: Fields, attention: AttentionConfig, mlp: MlpConfig) -> tuple[LayerConfig, ...]:
+def gguf_moe(fields: Fields, size: str = "expert_feed_forward_length") -> MoeConfig:
+    """Experts by the usual names; llama.cpp divides the weights of the chosen ones by their sum."""
+    return MoeConfig(
+        num_experts=fields.integer("expert_count"),
+        intermediate_size=fields.integer(size),
+        routing=Routing(fields.integer("expert_used_count")),
+    )
+
+
+def gguf_uniform(fields: Fields, attention: AttentionConfig, mlp: MlpConfig | MoeConfig) -> tuple[LayerConfig, ...]:
     """`block_count` equal layers."""
     return (LayerConfig(attention=attention, mlp=mlp),) * fields.integer("block_count")
 

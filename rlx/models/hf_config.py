@@ -11,7 +11,15 @@ from dataclasses import replace
 from typing import cast
 
 from rlx.flow.rope_scaling import RopeFrequencies, context_limit, rope_frequencies
-from rlx.models.decoder import DEFAULT_ROPE, AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, NormConfig
+from rlx.models.decoder import (
+    DEFAULT_ROPE,
+    AttentionConfig,
+    DecoderConfig,
+    LayerConfig,
+    MlpConfig,
+    MoeConfig,
+    NormConfig,
+)
 from rlx.models.fields import Fields
 
 GATED_KINDS = {
@@ -57,6 +65,9 @@ NO_COMPUTATION = frozenset(
         "mtp_num_hidden_layers",  # layers for speculative decoding, which no logits depend on
         "mtp_use_dedicated_embeddings",
         "output_attentions",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
         "output_hidden_states",
         "pad_token_id",
         "prefix",
@@ -227,7 +238,7 @@ def decoder_of(
     )
 
 
-def uniform(fields: Fields, attention: AttentionConfig, mlp: MlpConfig) -> tuple[LayerConfig, ...]:
+def uniform(fields: Fields, attention: AttentionConfig, mlp: MlpConfig | MoeConfig) -> tuple[LayerConfig, ...]:
     """`num_hidden_layers` equal layers."""
     return (LayerConfig(attention=attention, mlp=mlp),) * fields.integer("num_hidden_layers")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from rlx.flow.tensor_part import TensorPart
-from rlx.models.decoder import AttentionConfig, DecoderConfig
+from rlx.flow.tensor_part import TensorPart, TensorStack
+from rlx.models.decoder import AttentionConfig, DecoderConfig, MoeConfig
 
 Rows = tuple[tuple[int, int], ...]
 
@@ -22,6 +22,13 @@ class Fused:
     name: str
     rows: Callable[[DecoderConfig], Rows] | None = None
     transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A stack of the experts' weights, each a tensor of its own: their name with `{e}` for the expert's number."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +44,31 @@ class NameMap:
     """
 
     layer_prefix: str
-    layer: Mapping[str, str | Fused]
+    layer: Mapping[str, str | Fused | Experts]
     whole: Mapping[str, str]
     unread: tuple[str, ...] = field(default=())
     bare: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def expand(self, config: DecoderConfig) -> dict[str, str | TensorPart]:
+    def expand(self, config: DecoderConfig) -> dict[str, str | TensorPart | TensorStack]:
         """Key of the flow to what the file has for it, for every layer, biases included."""
-        names: dict[str, str | TensorPart] = dict(self.whole)
+        names: dict[str, str | TensorPart | TensorStack] = dict(self.whole)
         for index in range(len(config.layers)):
             prefix = self.layer_prefix.format(i=index)
             for part, target in self.layer.items():
+                key = f"model.layers.{index}.{part}"
+                if isinstance(target, Experts):
+                    mlp = config.layers[index].mlp
+                    count = mlp.num_experts if isinstance(mlp, MoeConfig) else 0
+                    stack = tuple(f"{prefix}{target.name.format(e=expert)}.weight" for expert in range(count))
+                    if stack:
+                        names[f"{key}.weight"] = TensorStack(stack)
+                    continue
                 for kind in ("weight", "bias"):
-                    names[f"model.layers.{index}.{part}.{kind}"] = _target(prefix, target, kind, config)
+                    names[f"{key}.{kind}"] = _target(prefix, target, kind, config)
             names.update({f"model.layers.{index}.{key}": prefix + name for key, name in self.bare.items()})
         return names
 
-    def with_layer(self, **layer: str | Fused) -> NameMap:
+    def with_layer(self, **layer: str | Fused | Experts) -> NameMap:
         """A copy with other names of some weights of a layer; `__` stands for the dot in a name."""
         return replace(self, layer={**self.layer, **{key.replace("__", "."): name for key, name in layer.items()}})
 
@@ -133,6 +148,10 @@ def keys_of(config: DecoderConfig) -> Iterator[str]:
             yield from (f"{prefix}{part}.weight" for part in parts)
         if config.layer_scalars:
             yield f"{prefix}layer_scalar"
+        if isinstance(layer.mlp, MoeConfig):
+            yield f"{prefix}mlp.router.weight"
+            yield from (f"{prefix}mlp.experts.{part}_proj.weight" for part in ("gate", "up", "down"))
+            continue
         for part in ("gate", "up", "down"):
             if part != "gate" or "glu" in layer.mlp.kind:
                 yield from _linear_keys(f"{prefix}mlp.{part}_proj", layer.mlp.bias)
@@ -214,6 +233,8 @@ GGUF_NAMES = NameMap(
         "mlp.gate_proj": "ffn_gate",
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
+        "mlp.router": "ffn_gate_inp",
+        **{f"mlp.experts.{part}_proj": f"ffn_{part}_exps" for part in ("gate", "up", "down")},
     },
     {
         "model.embed_tokens.weight": "token_embd.weight",

@@ -12,11 +12,13 @@ from rlx.models.gpt_neox import GPT_NEOX
 from rlx.models.granite import GRANITE
 from rlx.models.llama import LLAMA, MISTRAL
 from rlx.models.ministral import MINISTRAL, MINISTRAL3
+from rlx.models.mixtral import MIXTRAL
 from rlx.models.olmo2 import OLMO2, OLMO3
 from rlx.models.phi3 import PHI3
 from rlx.models.qwen2 import QWEN2
 from rlx.models.qwen3 import QWEN3
 from rlx.models.qwen3_5 import QWEN3_5, QWEN3_5_TEXT
+from rlx.models.qwen3_moe import QWEN3_MOE
 from rlx.models.qwen3_next import QWEN3_NEXT
 from rlx.models.recipe import ModelRecipe
 from rlx.models.smollm3 import SMOLLM3
@@ -43,6 +45,8 @@ FAMILIES: tuple[Family, ...] = (
     OLMO2,
     OLMO3,
     SMOLLM3,
+    MIXTRAL,
+    QWEN3_MOE,
 )
 MODEL_TYPES = {family.model_type: family for family in FAMILIES}
 """`model_type` of a config.json."""

@@ -96,6 +96,7 @@ CONDITIONAL = {
     "sliding_window": "not in use without use_sliding_window",
     "use_sliding_window": "layer_types says which layers have the window",
     "original_max_position_embeddings": "read for LongRoPE",
+    "intermediate_size": "not in use where every layer has experts",
     "is_decoder": "changes the type hints of transformers' class and nothing it computes",
     "use_double_wide_mlp": "widens layers that share keys and values",
     "vocab_size_per_layer_input": "read where layers have embeddings of their own",

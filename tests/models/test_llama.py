@@ -172,7 +172,7 @@ def test_configurations_that_ask_for_something_else(change: dict[str, Any], fact
     ("change", "facts"),
     [
         ({"general.architecture": "mamba"}, ["general.architecture = 'mamba'", "llama"]),
-        ({"llama.expert_count": 8}, ["llama.expert_count = 8"]),
+        ({"llama.expert_count": 8}, ["no llama.expert_used_count"]),
         ({"llama.attention.clamp_kqv": 8.0}, ["llama.attention.clamp_kqv = 8.0"]),
         ({"llama.attention.value_length": 8}, ["llama.attention.value_length = 8"]),
         ({"llama.attention.head_count_kv": [2, 4, 2]}, ["llama.attention.head_count_kv"]),

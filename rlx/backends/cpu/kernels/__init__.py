@@ -6,6 +6,7 @@ from rlx.backends.cpu.kernels import (
     causal_conv,
     elementwise,
     embedding,
+    experts,
     gated_delta,
     layer_norm,
     linear,
@@ -16,12 +17,15 @@ from rlx.backends.cpu.kernels import (
     patches,
     pooling,
     rope,
+    route,
     rows,
 )
 
 FAMILIES = (
     linear,
     linear_float,
+    route,
+    experts,
     embedding,
     rows,
     layer_norm,
