@@ -19,8 +19,11 @@ from rlx.errors import InputError, ShapeError
 from rlx.ops.op import Array, Attribute, Emitter, Missing, OpDef, Sample, Types, check_arity, float_attr, register
 from rlx.ops.packed_attention import check_bounds
 
-POOLINGS = ("mean", "mean_sqrt", "max", "first", "last")
-MODE = Attribute("mode", "mean, mean_sqrt (sum / sqrt(tokens)), max, first (the CLS token) or last")
+POOLINGS = ("mean", "mean_sqrt", "weighted_mean", "max", "first", "last")
+MODE = Attribute(
+    "mode",
+    "mean, mean_sqrt (sum / sqrt(tokens)), weighted_mean (token i has weight i), max, first (the CLS token) or last",
+)
 SEQ = Dim("seq", max=64)
 
 
@@ -37,6 +40,9 @@ def _pool(rows: Array, mode: str) -> Array:
         return rows[..., -1:, :]
     if mode == "max":
         return rows.max(axis=-2, keepdims=True)
+    if mode == "weighted_mean":
+        weights = np.arange(1, rows.shape[-2] + 1, dtype=rows.dtype)[:, None]
+        return (rows * weights).sum(axis=-2, keepdims=True) / weights.sum()
     total = rows.sum(axis=-2, keepdims=True)
     return total / np.asarray(rows.shape[-2] if mode == "mean" else np.sqrt(rows.shape[-2]), rows.dtype)
 
