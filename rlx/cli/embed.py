@@ -5,17 +5,16 @@ In: a text file, one text a line, or stdin. Out: JSON lines on stdout, or a .npy
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlx.cli import options as flags
+from rlx.cli.lines import TextProgress, read_lines
 from rlx.cli.output import use_utf8, write_json
-from rlx.cli.reporting import is_terminal, remark
+from rlx.cli.reporting import remark
 from rlx.cli.units import seconds_text
 from rlx.errors import OptionError, StorageError
 
@@ -59,11 +58,13 @@ def embed_command(
 
     if output is not None and not output.endswith(".npy"):
         raise OptionError("vectors are written as .npy", found=output, fix="leave --output out for JSON lines")
-    texts = _read_lines(file)
+    texts = read_lines(file)
     use_utf8()
     with loaded_encoder(LoadFlags(model, precision, threads, target, None, profile)) as encoder:
         start = time.perf_counter()
-        vectors = encoder.embed(texts, prompt=prompt, prompt_name=prompt_name, progress=None if quiet else _Progress())
+        vectors = encoder.embed(
+            texts, prompt=prompt, prompt_name=prompt_name, progress=None if quiet else TextProgress()
+        )
         seconds = time.perf_counter() - start
         if output is None:
             for index, vector in enumerate(vectors):
@@ -72,41 +73,6 @@ def embed_command(
             _save(Path(output), vectors)
         if not quiet:
             remark(f"{len(texts)} texts in {seconds_text(seconds)} ({len(texts) / seconds:.0f} texts/s)")
-
-
-class _Progress:
-    """A line on stderr that counts: in place at a terminal, every quarter elsewhere."""
-
-    def __init__(self, write: Callable[[str], object] | None = None) -> None:
-        self._write = write or sys.stderr.write
-        self._quarter = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if is_terminal(sys.stderr):
-            self._write(f"\r{done} of {total} texts" + ("\n" if done == total else ""))
-        elif 4 * done // total > self._quarter:
-            self._quarter = 4 * done // total
-            remark(f"{done} of {total} texts")
-
-
-def _read_lines(file: str) -> list[str]:
-    """The texts.
-
-    Raises:
-        OptionError: the file cannot be read, is not UTF-8, or has no line.
-    """
-    where = "stdin" if file == "-" else file
-    try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        text = raw.decode()
-    except (OSError, AttributeError) as error:  # a closed stdin is None
-        raise OptionError("the texts cannot be read", where=where, found=str(error)) from None
-    except UnicodeDecodeError as error:
-        raise OptionError("the texts are not UTF-8", where=where, found=str(error), fix="convert them") from None
-    lines = text.removesuffix("\n").split("\n") if text else []
-    if not lines:
-        raise OptionError("there is no text", where=where, expected="one text a line")
-    return [line.removesuffix("\r") for line in lines]
 
 
 def _save(path: Path, vectors: NDArray[np.float32]) -> None:

@@ -101,12 +101,7 @@ def check_mask(attrs: Attrs, distances: TensorType | None) -> None:
     if distances is None:
         return
     shape, heads = distances.shape, int_attr(attrs, "num_heads")
-    if (
-        distances.dtype != f32
-        or len(shape) != 2
-        or shape[0] != heads
-        or static_axis(distances, -1, "the mask") % 2 == 0
-    ):
+    if distances.dtype != f32 or shape[:-1] != (heads,) or static_axis(distances, -1, "the mask") % 2 == 0:
         raise ShapeError(
             "the operand of the mask kind relative is not one number for each head and distance",
             found=str(distances),

@@ -74,8 +74,8 @@ class EncoderCase:
     Attributes:
         config: config.json as transformers 5 writes it.
         shapes: weight shapes by the name in model.safetensors.
-        ids, types: int32 [21], the tokens and their types.
-        hidden: float32 [21, hidden], the last hidden state.
+        ids, types: int32 [tokens], the tokens and their types.
+        hidden: float32 [tokens, hidden], the last hidden state.
         logits: float32 [labels] of a classifier; None for a model without one.
     """
 

@@ -2,6 +2,7 @@
 
 from rlx.flow.blocks.activation import ActivationStage
 from rlx.flow.blocks.custom import CustomStage
+from rlx.flow.blocks.distance_bias import DistanceBiasStage
 from rlx.flow.blocks.gated_delta import GatedDeltaStage
 from rlx.flow.blocks.gated_mlp import GatedKeys
 from rlx.flow.blocks.gather import AddInputStage, GatherAddStage, GatherStage
@@ -15,7 +16,7 @@ from rlx.flow.blocks.lm_head import LmHeadStage
 from rlx.flow.blocks.mask import MaskKind
 from rlx.flow.blocks.named import NamedStage
 from rlx.flow.blocks.parallel import ParallelStage
-from rlx.flow.blocks.pooling import NormalizeStage, PoolStage
+from rlx.flow.blocks.pooling import NormalizeStage, PoolAllStage, PoolStage
 from rlx.flow.blocks.repeat import RepeatStage
 from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
 from rlx.flow.blocks.rms_norm import RmsNormStage
@@ -34,6 +35,7 @@ __all__ = [
     "AddInputStage",
     "AddResidualStage",
     "CustomStage",
+    "DistanceBiasStage",
     "GatedDeltaStage",
     "GatedKeys",
     "GatherAddStage",
@@ -51,6 +53,7 @@ __all__ = [
     "NamedStage",
     "NormalizeStage",
     "ParallelStage",
+    "PoolAllStage",
     "PoolStage",
     "RepeatStage",
     "RmsNormStage",

@@ -21,8 +21,8 @@ class MaskKind:
     """A mask, made by one of the functions below.
 
     Attributes:
-        kind: "none" (every key), "causal", "sliding" (causal, the last `window` keys), "around" (both sides), "bias" (an
-            additive mask) or "relative" (every key, with a bias for each head and distance).
+        kind: "none" (every key), "causal", "sliding" (causal, the last `window` keys), "around" (a window on both
+            sides), "bias" (an additive mask) or "relative" (every key, with a bias for each head and distance).
         window: for "sliding" and "around": how many keys a query sees on one side, its own included.
         operand: for "bias" and "relative": the name in `ctx.named` of what is added to the scores.
     """
@@ -53,8 +53,8 @@ class MaskKind:
 
     @staticmethod
     def relative(operand: str) -> MaskKind:
-        """Every key; scores get `ctx.named[operand]`, `f32[num_heads, columns]`, at column `query - key` from the middle;
-        what lies beyond either end gets the end's.
+        """Every key; scores get what `ctx.named[operand]`, `f32[num_heads, columns]`, has for the head and for
+        `query - key`, counted from the middle column; what lies beyond either end gets the end's.
         """
         return MaskKind("relative", operand=operand)
 

@@ -85,9 +85,7 @@ HELP = "32 query rows of a head at a time, a lane each"
 
 @kernel("packed_attention", "lanes", help=HELP, when=_packed_why_not, plan=_plan_packed)
 def build_packed(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: q, k, v, (what the mask adds), bounds, out. Sizes: rows, number of bounds. Units: rows of the first head,
-    then of the next.
-    """
+    """Buffers: q, k, v, (what the mask adds), bounds, out. Sizes: rows, number of bounds. Units: rows, head by head."""
     _build(_Frame(body, config))
 
 
