@@ -1,7 +1,8 @@
 """A decoder that embeds: the body of a language model, a pooling and what follows it (Qwen3-Embedding, EmbeddingGemma).
 
-In: an open folder with the files of sentence-transformers, and the family of the language model. Out: an
-`EncoderRecipe`; the packed program runs causal attention and windows as it runs full attention. Next: `encoders.py`.
+In: an open folder with the files of sentence-transformers, or a GGUF file that names a pooling, and the family of the
+language model. Out: an `EncoderRecipe`; the packed program runs causal attention and windows as it runs full attention.
+Next: `encoders.py`.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ def embedder_recipe(family: Family, checkpoint: Checkpoint, settings: SentenceSe
     Raises:
         UnsupportedModelError: the checkpoint asks for something RLX does not implement.
     """
-    config = family.read_hf(checkpoint, body=True)
+    is_gguf = checkpoint.kind == "gguf"
+    config = family.read_gguf(checkpoint) if is_gguf else family.read_hf(checkpoint, body=True)
+    name_map = family.gguf_names if is_gguf else family.names
     head = pool_head(settings, str(checkpoint.path))
-    bare = not any(name.startswith(BODY_PREFIX) for name in checkpoint.tensors)
+    bare = not is_gguf and not any(name.startswith(BODY_PREFIX) for name in checkpoint.tensors)
     names: dict[str, TensorPart] = {}
-    for key, target in family.names.expand(config).items():
+    for key, target in name_map.expand(config).items():
         part = TensorPart(target) if isinstance(target, str) else target
         names[key] = replace(part, name=part.name.removeprefix(BODY_PREFIX)) if bare else part
     read = {names[key].name for key in keys_of(config, head=False) if key in names}
-    refuse_unread_tensors(checkpoint, read, (*family.names.unread, names["lm_head.weight"].name))
+    refuse_unread_tensors(checkpoint, read, (*name_map.unread, names["lm_head.weight"].name))
     flow = decoder_body(config, family.model_type).named("head", head_stages(head))
     limit = min(settings.max_tokens or config.context_length, config.context_length)
     return EncoderRecipe(

@@ -10,7 +10,11 @@ import pytest
 
 import rlx
 from rlx.cli.main import main
+from rlx.io.safetensors_folder import open_folder
+from rlx.models.bert import BERT
+from rlx.models.encoder_names import BERT_NAMES, GGUF_NAMES
 from rlx.runtime.encoder import Encoder
+from tests.models.checkpoints import write_gguf
 from tests.references.load_sentences import SentenceCase, sentence_cases
 
 CASES = {case.name: case for case in sentence_cases()}
@@ -73,3 +77,40 @@ def test_a_file_of_documents_is_ranked(tmp_path: Path, capsys: pytest.CaptureFix
     assert [row["index"] for row in ranking] == case.order.tolist()
     assert main([*words, "--top", "0"]) == 2
     assert "at least one document" in capsys.readouterr().err
+
+
+def test_a_gguf_file_with_its_vocabulary_embeds_as_the_folder(tmp_path: Path) -> None:
+    """The layout is that of llama.cpp's converter; `test_encoder_gguf.py` compares it tensor by tensor."""
+    case = CASES["bert_cls_max"]
+    config = json.loads(case.files["config.json"])
+    vocabulary = json.loads(case.files["tokenizer.json"])["model"]["vocab"]
+    symbols = sorted(vocabulary, key=vocabulary.__getitem__)
+    control = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    tokens = [text if text in control else text[2:] if text.startswith("##") else "\u2581" + text for text in symbols]
+    metadata = {
+        "general.architecture": "bert",
+        "bert.block_count": config["num_hidden_layers"],
+        "bert.context_length": 24,
+        "bert.embedding_length": config["hidden_size"],
+        "bert.feed_forward_length": config["intermediate_size"],
+        "bert.attention.head_count": config["num_attention_heads"],
+        "bert.attention.layer_norm_epsilon": config["layer_norm_eps"],
+        "bert.attention.causal": False,
+        "bert.pooling_type": 2,
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if text in control else 1 for text in symbols],
+        "tokenizer.ggml.unknown_token_id": 1,
+        "tokenizer.ggml.cls_token_id": 2,
+        "tokenizer.ggml.seperator_token_id": 3,
+    }
+    encoder_config, _ = BERT.read_hf(open_folder(case.write(tmp_path)))
+    file_names, folder_names = (names.expand(encoder_config) for names in (GGUF_NAMES, BERT_NAMES))
+    weights = case.weights("model.safetensors")
+    tensors = {file_names[key].name: weights[part.name] for key, part in folder_names.items() if part.name in weights}
+    path = write_gguf(tmp_path / "model.gguf", metadata, tensors)
+    expected = case.vectors[""][:, : config["hidden_size"]]
+    with rlx.load(path, precision="exact", threads=2) as model:
+        found = model.embed(case.texts)
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(found - expected).max() <= TOLERANCE

@@ -122,8 +122,8 @@ class GgufLayout:
     hashes: dict[str, str]
 
 
-def gguf_layouts() -> dict[str, GgufLayout]:
-    """The layouts by the name of the case."""
+def gguf_layouts(kind: str = "family_gguf") -> dict[str, GgufLayout]:
+    """The layouts by the name of the case; `kind` is "family_gguf" or "encoder_gguf"."""
     return {
         case["name"]: GgufLayout(
             case["name"],
@@ -131,5 +131,5 @@ def gguf_layouts() -> dict[str, GgufLayout]:
             {name: tuple(tensor["shape"]) for name, tensor in case["tensors"].items()},
             {name: tensor["sha256"] for name, tensor in case["tensors"].items()},
         )
-        for case in documents("family_gguf")
+        for case in documents(kind)
     }
