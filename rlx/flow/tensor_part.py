@@ -8,7 +8,7 @@ are read as matrices. Next: `weights.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,15 @@ class TensorPart:
     transposed: bool = False
     stored: tuple[int, ...] | None = None
     shown: tuple[int, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensor in the checkpoint, as `TensorStack` lists its own."""
+        return (self.name,)
+
+    def without_prefix(self, prefix: str) -> TensorPart:
+        """The same of a tensor whose name lacks a prefix."""
+        return replace(self, name=self.name.removeprefix(prefix))
 
     def shape(self, info: TensorInfo) -> tuple[int, ...]:
         """The weight's shape.
@@ -90,6 +99,10 @@ class TensorStack:
     """
 
     names: tuple[str, ...]
+
+    def without_prefix(self, prefix: str) -> TensorStack:
+        """The same of tensors whose names lack a prefix."""
+        return TensorStack(tuple(name.removeprefix(prefix) for name in self.names))
 
     def type_of(self, infos: Sequence[TensorInfo]) -> tuple[DType, tuple[int, ...]]:
         """Element type and shape of the stack.

@@ -69,6 +69,7 @@ class AttentionConfig:
     Attributes:
         rope: which of the model's RoPE tables rotates q and k; None rotates nothing (NoPE).
         window: keys a query sees, its own included; None for all before it.
+        bidirectional: a query sees what comes after it too, as far as a window lets it; for models that embed.
         scale: factor of the scores; None is `head_dim ** -0.5`.
         softcap: bound of the scores; None for no bound.
         qk_norm: "none", "head" (an RMS norm of each head, Qwen3) or "width" (of all heads together, OLMo 2).
@@ -84,6 +85,7 @@ class AttentionConfig:
     head_dim: int
     rope: str | None = DEFAULT_ROPE
     window: int | None = None
+    bidirectional: bool = False
     scale: float | None = None
     softcap: float | None = None
     qk_norm: str = "none"
@@ -218,6 +220,14 @@ class DecoderConfig:
 
 def decoder_flow(config: DecoderConfig, name: str) -> ModelFlow:
     """tokens `i32[batch, seq]` to logits `f32[batch, seq, vocab]`."""
+    flow = decoder_body(config, name).stage(LmHeadStage(config.vocab_size, config.hidden_size, tied=config.tied))
+    if config.logits_scale != 1.0:
+        flow.stage(ScaleStage(config.logits_scale))
+    return flow.soft_cap(config.logits_softcap)
+
+
+def decoder_body(config: DecoderConfig, name: str) -> ModelFlow:
+    """tokens `i32[batch, seq]` to the rows that a head reads, `f32[batch, seq, hidden]`."""
     batch, seq = Dim("batch"), Dim("seq", max=config.context_length)
     flow = ModelFlow(name).input("tokens", (batch, seq), i32)
     for table, frequencies in config.rope.items():
@@ -235,11 +245,7 @@ def decoder_flow(config: DecoderConfig, name: str) -> ModelFlow:
         sizes = (own.vocab_size, len(config.layers), own.width)
         flow.stage(PerLayerInputsStage(*sizes, eps=config.norm.eps))
     flow.repeat_layers(len(config.layers), lambda index: decoder_layer(index, config))
-    flow.stage(config.norm.stage("model.norm.weight"))
-    flow.stage(LmHeadStage(*shape, tied=config.tied))
-    if config.logits_scale != 1.0:
-        flow.stage(ScaleStage(config.logits_scale))
-    return flow.soft_cap(config.logits_softcap)
+    return flow.stage(config.norm.stage("model.norm.weight"))
 
 
 def decoder_layer(index: int, config: DecoderConfig) -> BlockStage:
@@ -300,7 +306,7 @@ def _attention(prefix: str, index: int, config: DecoderConfig) -> BlockStage:
         attention.num_kv_heads,
         n_rot=0 if rope is None else 2 * config.rope[rope].inverse.size,
         rope_table=None if rope == DEFAULT_ROPE else rope,
-        mask=MaskKind.causal() if attention.window is None else MaskKind.sliding(attention.window),
+        mask=_mask(attention),
         score_scale=attention.scale,
         attn_logit_softcap=attention.softcap,
         rope_style=config.rope_style,
@@ -322,6 +328,12 @@ def _attention(prefix: str, index: int, config: DecoderConfig) -> BlockStage:
         keeps=f"kv_{index}" if any(layer.attention.kv_layer == index for layer in config.layers) else None,
         reuses=None if attention.kv_layer is None else f"kv_{attention.kv_layer}",
     )
+
+
+def _mask(attention: AttentionConfig) -> MaskKind:
+    if attention.window is None:
+        return MaskKind.none() if attention.bidirectional else MaskKind.causal()
+    return MaskKind.around(attention.window) if attention.bidirectional else MaskKind.sliding(attention.window)
 
 
 def _mlp(prefix: str, mlp: MlpConfig | MoeConfig) -> BlockStage:

@@ -82,19 +82,31 @@ class Family:
             head_dim=attention.head_dim,
         )
 
-    def read_hf(self, checkpoint: Checkpoint) -> DecoderConfig:
+    def read_hf(self, checkpoint: Checkpoint, body: bool = False) -> DecoderConfig:
         """The configuration of a Hugging Face folder, as transformers 4 or 5 writes it.
+
+        Args:
+            checkpoint: the open folder.
+            body: what stands before the head will do, and it may look both ways.
 
         Raises:
             UnsupportedModelError: a field is missing, malformed, unknown, or asks for another computation.
         """
         fields = Fields(checkpoint.metadata, f"{checkpoint.path}/config.json", defaults=self.defaults)
         classes = fields.get("architectures")
-        if isinstance(classes, list) and classes and classes[0] not in self.classes:
-            fields.refuse("architectures", " or ".join(self.classes))
+        allowed = (*self.classes, *self._bodies()) if body else self.classes
+        if isinstance(classes, list) and classes and classes[0] not in allowed:
+            fields.refuse("architectures", " or ".join(allowed))
         config = self.from_hf(fields)
+        if not body and any(layer.attention.bidirectional for layer in config.layers):
+            fields.refuse("use_bidirectional_attention", "false in a model that writes text")
         refuse_unread_hf(fields)
         return config
+
+    def _bodies(self) -> tuple[str, ...]:
+        """What transformers calls the models without their heads."""
+        stems = [name.removesuffix("ForCausalLM") for name in self.classes]
+        return tuple(f"{stem}{kind}" for stem in stems for kind in ("Model", "TextModel"))
 
     def read_gguf(self, checkpoint: Checkpoint) -> DecoderConfig:
         """The configuration of a GGUF file.
@@ -134,10 +146,8 @@ def _refuse_unread_tensors(
     read: set[str] = set()
     for key in keys_of(config):
         target = names.get(key)
-        if isinstance(target, TensorStack):
-            read.update(target.names)
-        elif target is not None:
-            read.add(target if isinstance(target, str) else target.name)
+        if target is not None:
+            read.update((target,) if isinstance(target, str) else target.names)
     unread = (*name_map.unread, *(str(names.get(key)) for key in unread_keys_of(config)))
     behind = range(len(config.layers), len(config.layers) + config.unread_layers)
     unread = (*unread, *(f"{name_map.layer_prefix.format(i=index)}*" for index in behind))

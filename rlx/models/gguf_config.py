@@ -27,7 +27,8 @@ from rlx.models.fields import Fields
 
 RMS_EPS, LAYER_NORM_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 # Fields that carry no computation: the vocabulary's size is that of the table, and the rest describes the training.
-NO_COMPUTATION = frozenset({"vocab_size", "rope.scaling.finetuned", "attention.layer_norm_epsilon"})
+# `pooling_type` makes an embedding model of a decoder, which `encoders.py` sees to.
+NO_COMPUTATION = frozenset({"vocab_size", "rope.scaling.finetuned", "attention.layer_norm_epsilon", "pooling_type"})
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "expert_count": (None, 0),
     "expert_used_count": (None, 0),

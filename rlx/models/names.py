@@ -125,10 +125,10 @@ def split_gate_up(part: str) -> Callable[[DecoderConfig], Rows]:
     return rows
 
 
-def keys_of(config: DecoderConfig) -> Iterator[str]:
-    """Every key that the flow of a configuration reads."""
+def keys_of(config: DecoderConfig, head: bool = True) -> Iterator[str]:
+    """Every key that the flow of a configuration reads, with or without its head."""
     yield "model.embed_tokens.weight"
-    if not config.tied:
+    if head and not config.tied:
         yield "lm_head.weight"
     if config.learned_positions is not None:
         yield "model.position_embeddings.weight"

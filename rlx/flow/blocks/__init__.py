@@ -3,6 +3,7 @@
 from rlx.flow.blocks.activation import ActivationStage
 from rlx.flow.blocks.attention_pool import AttentionPoolStage
 from rlx.flow.blocks.custom import CustomStage
+from rlx.flow.blocks.distance_bias import DistanceBiasStage
 from rlx.flow.blocks.gated_delta import GatedDeltaStage
 from rlx.flow.blocks.gated_mlp import GatedKeys
 from rlx.flow.blocks.gather import AddInputStage, GatherAddStage, GatherStage
@@ -19,7 +20,7 @@ from rlx.flow.blocks.named import NamedStage
 from rlx.flow.blocks.parallel import ParallelStage
 from rlx.flow.blocks.patch_embed import FirstAndMeanStage, LayerScaleStage, PatchEmbedStage, PrefixTokensStage
 from rlx.flow.blocks.per_layer_input import PerLayerInputsStage, PerLayerInputStage
-from rlx.flow.blocks.pooling import NormalizeStage, PoolStage
+from rlx.flow.blocks.pooling import NormalizeStage, PoolAllStage, PoolStage
 from rlx.flow.blocks.query_scale import QueryScaleStage
 from rlx.flow.blocks.repeat import RepeatStage
 from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
@@ -40,6 +41,7 @@ __all__ = [
     "AddResidualStage",
     "AttentionPoolStage",
     "CustomStage",
+    "DistanceBiasStage",
     "FirstAndMeanStage",
     "GatedDeltaStage",
     "GatedKeys",
@@ -63,6 +65,7 @@ __all__ = [
     "PatchEmbedStage",
     "PerLayerInputStage",
     "PerLayerInputsStage",
+    "PoolAllStage",
     "PoolStage",
     "PrefixTokensStage",
     "QueryScaleStage",
