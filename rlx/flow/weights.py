@@ -17,7 +17,7 @@ from rlx.core.dtype import bf16, f16, f32, f64, from_numpy
 from rlx.core.storage import decode
 from rlx.core.type import TensorType
 from rlx.errors import InputError, MissingTensorError
-from rlx.flow.tensor_part import TensorPart, TensorStack
+from rlx.flow.tensor_part import ExpertOutputs, TensorPart, TensorStack
 from rlx.io.checkpoint import Checkpoint, TensorInfo, usable_tensor
 from rlx.io.identity import Identity
 
@@ -148,7 +148,9 @@ class MappedWeights:
             checkpoint lacks.
     """
 
-    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str | TensorPart | TensorStack]) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, names: Mapping[str, str | TensorPart | TensorStack | ExpertOutputs]
+    ) -> None:
         self.checkpoint = checkpoint
         self._parts = {key: TensorPart(name) if isinstance(name, str) else name for key, name in names.items()}
 
@@ -202,7 +204,7 @@ class MappedWeights:
         )
         return Identity(digest.hexdigest(), source.name)
 
-    def _part(self, key: str) -> TensorPart | TensorStack:
+    def _part(self, key: str) -> TensorPart | TensorStack | ExpertOutputs:
         if key not in self:
             wanted = _names(self._parts[key]) if key in self._parts else (key,)
             name = next(name for name in wanted if name not in self.checkpoint.tensors)
@@ -215,7 +217,7 @@ class MappedWeights:
         return self._parts[key]
 
 
-def _names(part: TensorPart | TensorStack) -> tuple[str, ...]:
+def _names(part: TensorPart | TensorStack | ExpertOutputs) -> tuple[str, ...]:
     return part.names if isinstance(part, TensorStack) else (part.name,)
 
 

@@ -209,7 +209,7 @@ class _Derivation:
 
     def cached_attention(self, node: Node) -> Value:
         """Append k and v of the tokens to the cache, then attend over its pages."""
-        q, k, v = (self.full[value] for value in node.inputs)
+        q, k, v, *sinks = (self.full[value] for value in node.inputs)
         num_kv_heads, head_dim = _key_shape(node)
         window = int_attr(node.attrs, "window") if node.attrs["mask"] == "sliding" else None
         cache = self.cache_of((num_kv_heads, head_dim))
@@ -220,7 +220,8 @@ class _Derivation:
         cache.values, cache.used = (updated[0], updated[1]), cache.used + 1
         self.layers.append(LayerCache(num_kv_heads, head_dim, window))
         attrs = {name: node.attrs[name] for name in ("num_heads", "num_kv_heads", "scale", "softcap")}
-        return emit("paged_attention", q, *updated, *index, **attrs, window=window, dtype=self.cache_dtype, **pages)
+        operands = (q, *updated, *index, *sinks)
+        return emit("paged_attention", *operands, **attrs, window=window, dtype=self.cache_dtype, **pages)
 
     def cache_of(self, shape: tuple[int, int]) -> _SharedCache:
         """The cache of all layers with this number of KV heads and this head_dim; made when the first one is met."""

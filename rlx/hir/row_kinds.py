@@ -168,8 +168,10 @@ def _check_attention(node: Node, rows: RowKinds) -> None:
             f"attention with the mask kind {node.attrs['mask']} cannot be derived",
             "use " + " or ".join(f"MaskKind.{mask}()" for mask in rows.rules.masks),
         )
-    if any(rows[value] is not Kind.TOKEN or len(rows.inner(value)) != 1 for value in node.inputs):
+    if any(rows[value] is not Kind.TOKEN or len(rows.inner(value)) != 1 for value in node.inputs[:3]):
         refuse(node, "attention has to run over all tokens of the sequence")
+    if any(rows[value] is not Kind.STATIC for value in node.inputs[3:]):
+        refuse(node, "the sinks of attention depend on the tokens")
 
 
 def _check_state(node: Node, rows: RowKinds) -> None:

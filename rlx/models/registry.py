@@ -8,6 +8,7 @@ from rlx.models.family import Family
 from rlx.models.gemma import GEMMA, GEMMA2, GEMMA3
 from rlx.models.gpt2 import GPT2
 from rlx.models.gpt_neox import GPT_NEOX
+from rlx.models.gpt_oss import GPT_OSS
 from rlx.models.granite import GRANITE
 from rlx.models.llama import LLAMA, MISTRAL
 from rlx.models.mixtral import MIXTRAL
@@ -40,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     SMOLLM3,
     MIXTRAL,
     QWEN3_MOE,
+    GPT_OSS,
 )
 MODEL_TYPES = {family.model_type: family for family in FAMILIES}
 """`model_type` of a config.json."""

@@ -1,8 +1,9 @@
 """attention, repeat_kv: scaled dot-product attention over grouped heads.
 
 Order (Gemma 2 report; transformers' eager attention): scale, then soft cap, then mask, then softmax. Heads lie side
-by side in the last axis; query head h reads KV head h // (num_heads / num_kv_heads). Next: `paged_attention.py`, the
-form of the step program.
+by side in the last axis; query head h reads KV head h // (num_heads / num_kv_heads). The last operand may be sinks,
+`f32[num_heads]`: the score of a key that every query sees and that has no value, so that weights come to less than 1
+(gpt-oss; Xiao et al. 2023). Next: `paged_attention.py`, the form of the step program.
 """
 
 from __future__ import annotations
@@ -66,15 +67,29 @@ def check_heads(q: TensorType, kv_width: int | None, attrs: Attrs) -> int:
     return width // heads
 
 
+def check_sinks(types: Types, without: int, attrs: Attrs) -> bool:
+    """Whether sinks follow the operands that an attention has `without` them.
+
+    Raises:
+        ShapeError: there are too few or too many operands, or the sinks are no float32 for each head.
+    """
+    check_arity(types, without, without + 1)
+    if len(types) == without:
+        return False
+    if types[-1] != TensorType(f32, (int_attr(attrs, "num_heads"),)):
+        raise ShapeError("sinks have to be f32[num_heads]", found=str(types[-1]))
+    return True
+
+
 def _infer_attention(types: Types, attrs: Attrs) -> Types:
     mask = attrs["mask"]
     if mask not in MASKS:
         raise ShapeError("unknown mask kind", found=repr(mask), expected=", ".join(MASKS))
-    if mask == "bias" and len(types) != 4:
+    if mask == "bias" and len(types) < 4:
         raise ShapeError("the mask kind bias needs its operand", fix="pass the additive mask [query, key] as 4th input")
     if mask == "sliding" and attrs["window"] is None:
         raise ShapeError("the mask kind sliding needs its window", fix="give the attribute window")
-    check_arity(types, 4 if mask == "bias" else 3)
+    check_sinks(types, 4 if mask == "bias" else 3, attrs)
     q, k, v = types[:3]
     if any(type_.dtype != f32 or type_.rank < 2 for type_ in types[:3]) or k != v or q.shape[:-2] != k.shape[:-2]:
         raise ShapeError("attention takes float32 q, k, v [..., seq, heads*head_dim]")
@@ -97,8 +112,13 @@ def causal_mask(positions: Array, keys: Array, window: int | None) -> Array:
     return (distance >= 0) & (distance < (window if window is not None else np.iinfo(np.int32).max))
 
 
-def grouped_attention(q: Array, k: Array, v: Array, seen: Array | None, attrs: Mapping[str, Any]) -> Array:
-    """q [Sq, heads*D], k and v [Sk, kv_heads*D], `seen` bool or an additive mask [Sq, Sk]; gives [Sq, heads*D]."""
+def grouped_attention(
+    q: Array, k: Array, v: Array, seen: Array | None, attrs: Mapping[str, Any], sinks: Array | None = None
+) -> Array:
+    """q [Sq, heads*D], k and v [Sk, kv_heads*D], `seen` bool or an additive mask [Sq, Sk], sinks [heads].
+
+    Gives [Sq, heads*D].
+    """
     heads, kv_heads = attrs["num_heads"], attrs["num_kv_heads"]
     group = heads // kv_heads
     queries = q.reshape(q.shape[0], kv_heads, group, q.shape[1] // heads)
@@ -108,8 +128,11 @@ def grouped_attention(q: Array, k: Array, v: Array, seen: Array | None, attrs: M
         scores = attrs["softcap"] * np.tanh(scores / attrs["softcap"])
     if seen is not None:
         scores = np.where(seen, scores, -np.inf) if seen.dtype == np.bool_ else scores + seen
+    if sinks is not None:
+        sink = np.broadcast_to(sinks.reshape(kv_heads, group, 1, 1), (*scores.shape[:-1], 1))
+        scores = np.concatenate([scores, sink], axis=-1)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
+    weights = (weights / weights.sum(axis=-1, keepdims=True))[..., : len(keys)]
     return np.einsum("hgij,jhd->ihgd", weights, values).reshape(q.shape).astype(q.dtype)
 
 
@@ -126,7 +149,8 @@ def _reference_attention(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) ->
         index: Array = np.arange(int(keys))
         seen = causal_mask(index[int(keys - queries) :], index, window)
     flat = [x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)]
-    rows = [grouped_attention(a, b, c, seen, attrs) for a, b, c in zip(*flat, strict=True)]
+    sinks = inputs[-1] if len(inputs) > (4 if attrs["mask"] == "bias" else 3) else None
+    rows = [grouped_attention(a, b, c, seen, attrs, sinks) for a, b, c in zip(*flat, strict=True)]
     return (np.stack(rows).reshape(q.shape),)
 
 
@@ -152,7 +176,15 @@ def _decompose_attention(emit: Emitter, inputs: tuple[Value, ...], attrs: Attrs)
         scores = emit("add", scores, inputs[3])
     elif attrs["mask"] != "none":
         scores = _masked(emit, scores, queries, keys, attrs)
-    result = emit("matmul", emit("softmax", scores), v)
+    if len(inputs) > (4 if attrs["mask"] == "bias" else 3):
+        sink = emit("reshape", inputs[-1], shape=(kv_heads, group, 1, 1))
+        largest = emit("maximum", emit("reduce_max", scores), sink)
+        weights = emit("exp", emit("sub", scores, largest))
+        total = emit("add", emit("reduce_sum", weights), emit("exp", emit("sub", sink, largest)))
+        weights = emit("div", weights, total)
+    else:
+        weights = emit("softmax", scores)
+    result = emit("matmul", weights, v)
     result = emit("transpose", result, axes=(*axes, n + 2, n, n + 1, n + 3))
     return (emit("reshape", result, shape=(*lead, queries, heads * head_dim)),)
 
@@ -196,6 +228,8 @@ def _attention_samples() -> Sequence[Sample]:
         case("softcap", softcap=2.0),
         case("fewer_queries", queries=5),
         case("bias", mask="bias", extra=(TensorType(f32, (SEQ, SEQ)),)),
+        case("sinks", mask="sliding", window=4, extra=(TensorType(f32, (6,)),)),
+        case("bias_sinks", mask="bias", extra=(TensorType(f32, (SEQ, SEQ)), TensorType(f32, (6,)))),
     )
 
 

@@ -17,7 +17,7 @@ from rlx.core.dtype import f32, i32
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import InputError, ShapeError
-from rlx.ops.attention import HEAD_ATTRIBUTES, causal_mask, check_heads, grouped_attention
+from rlx.ops.attention import HEAD_ATTRIBUTES, causal_mask, check_heads, check_sinks, grouped_attention
 from rlx.ops.op import (
     ATTENDED,
     Array,
@@ -27,7 +27,6 @@ from rlx.ops.op import (
     OpDef,
     Sample,
     Types,
-    check_arity,
     register,
     static_axis,
 )
@@ -47,8 +46,8 @@ def check_bounds(bounds: Array, rows: int) -> None:
 
 
 def _infer(types: Types, attrs: Attrs) -> Types:
-    check_arity(types, 4)
-    q, k, v, bounds = types
+    check_sinks(types, 4, attrs)
+    q, k, v, bounds = types[:4]
     mask = attrs["mask"]
     if mask not in PACKED_MASKS:
         raise ShapeError("unknown mask kind", found=repr(mask), expected=", ".join(PACKED_MASKS))
@@ -66,7 +65,8 @@ def _infer(types: Types, attrs: Attrs) -> Types:
 
 def _reference(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
     """Without the rounding that `products` bf16 allows."""
-    q, k, v, bounds = inputs
+    q, k, v, bounds = inputs[:4]
+    sinks = inputs[4] if len(inputs) == 5 else None
     check_bounds(bounds, len(q))
     result = np.empty_like(q)
     for start, stop in pairwise(bounds):
@@ -76,16 +76,22 @@ def _reference(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Arr
         if attrs["mask"] != "none":
             index: Array = np.arange(int(stop - start))
             seen = causal_mask(index, index, attrs["window"] if attrs["mask"] == "sliding" else None)
-        result[start:stop] = grouped_attention(q[start:stop], k[start:stop], v[start:stop], seen, attrs)
+        result[start:stop] = grouped_attention(q[start:stop], k[start:stop], v[start:stop], seen, attrs, sinks)
     return (result,)
 
 
 def _samples() -> Sequence[Sample]:
     def case(
-        name: str, bounds: Sequence[int], heads: int = 6, head_dim: int = 16, tolerance: float = 1e-5, **attrs: Any
+        name: str,
+        bounds: Sequence[int],
+        heads: int = 6,
+        head_dim: int = 16,
+        tolerance: float = 1e-5,
+        extra: Types = (),
+        **attrs: Any,
     ) -> Sample:
         q, kv = TensorType(f32, (bounds[-1], heads * head_dim)), TensorType(f32, (bounds[-1], 2 * head_dim))
-        types = (q, kv, kv, TensorType(i32, (len(bounds),)))
+        types = (q, kv, kv, TensorType(i32, (len(bounds),)), *extra)
         complete = {"num_heads": heads, "num_kv_heads": 2, "scale": 0.25, **attrs}
         array = np.array(bounds, np.int32)
         return Sample(name, types, complete, arrays={3: lambda: array}, tolerance=tolerance)
@@ -95,6 +101,7 @@ def _samples() -> Sequence[Sample]:
         case("causal", (0, 3, 20), mask="causal"),
         case("sliding", (0, 9, 9, 11), mask="sliding", window=4),
         case("softcap", (0, 2, 7), mask="none", softcap=2.0),
+        case("sinks", (0, 9, 9, 11), mask="sliding", window=4, extra=(TensorType(f32, (6,)),)),
         case("odd_heads", (0, 18, 40), heads=2, head_dim=13, mask="none"),
         # bfloat16 has 8 bits: a weight is off by 2^-9 at most, and a score of a few units by some 2^-8
         case("bf16_products", (0, 1, 8, 190), heads=4, head_dim=22, tolerance=2**-6, mask="none", products="bf16"),
@@ -110,7 +117,7 @@ def _cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
 packed_attention = register(
     OpDef(
         "packed_attention",
-        "Attention of each row within its own sequence; the sequences lie side by side.",
+        "Attention of each row within its own sequence; the sequences lie side by side, and sinks may come last.",
         _infer,
         _reference,
         Missing("which rows a row sees depends on data; every backend walks the sequences itself"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ FAMILIES = {case.name: case for case in family_cases()}
 LAYOUTS = gguf_layouts()
 
 # What GGUF files cannot say: Qwen's, SmolLM3's and Mixtral's windows, another activation, layer types out of the usual
-# order, a scale that is not of head_dim, GPT-2's scale by layer, weights of experts that are not divided by their sum.
+# order, a scale that is not of head_dim, GPT-2's scale by layer, weights of experts that are not divided by their sum,
+# another unit of gpt-oss, whether YaRN truncates.
 UNFAITHFUL = {
     "llama_gelu",
     "qwen2_window",
@@ -39,6 +41,8 @@ UNFAITHFUL = {
     "mixtral_gelu",
     "mixtral_window",
     "qwen3_moe_sums",
+    "gpt_oss_plain",
+    "gpt_oss_truncated",
 }
 FAITHFUL = sorted(set(LAYOUTS) - UNFAITHFUL)
 
@@ -87,6 +91,15 @@ def _hybrid_candidates(array: Array, config: dict[str, Any]) -> Iterator[Array]:
         yield np.ascontiguousarray(tiled(array.T, value_dim).T)
 
 
+def _expert_candidates(array: Array) -> Iterator[Array]:
+    """gpt-oss: experts turned round, gate and up apart."""
+    if array.ndim == 3:
+        array = np.ascontiguousarray(np.swapaxes(array, 1, 2))
+        yield array
+    if array.ndim > 1:
+        yield from (np.ascontiguousarray(array[:, first::2]) for first in range(2))
+
+
 def gguf_file(case: FamilyCase, path: Path) -> Path:
     """Write the GGUF file of a case."""
     return write_gguf(path, LAYOUTS[case.name].metadata, gguf_tensors(case))
@@ -109,7 +122,12 @@ def gguf_tensors(case: FamilyCase) -> dict[str, Array]:
     factors = {key: np.array(rope[key], np.float32) for key in ("short_factor", "long_factor") if key in rope}
     weights = case.weights()
     for array in (weights | factors | _stacks(weights)).values():
-        for candidate in (*_candidates(array, case.config), *_hybrid_candidates(array, case.config)):
+        candidates = (
+            _candidates(array, case.config),
+            _hybrid_candidates(array, case.config),
+            _expert_candidates(array),
+        )
+        for candidate in chain(*candidates):
             by_hash[hashlib.sha256(candidate.tobytes()).hexdigest()] = candidate
     tensors: dict[str, Array] = {}
     for name, digest in layout.hashes.items():

@@ -48,7 +48,13 @@ def _config(node: Node) -> dict[str, Setting]:
         "mask": mask,
         "window": window if isinstance(window, int) and mask == "sliding" else 0,
         "products": str(node.attrs.get("products", "f32")),
+        **({"sinks": True} if len(node.inputs) > _operands(node.op, mask) else {}),
     }
+
+
+def _operands(op: str, mask: str) -> int:
+    """How many operands there are without sinks: q, k, v, and bounds or an additive mask."""
+    return 4 if op == "packed_attention" or mask == "bias" else 3
 
 
 def _packed_why_not(node: Node, target: Target) -> str | None:
@@ -80,20 +86,20 @@ HELP = "32 query rows of a head at a time, a lane each"
 
 @kernel("packed_attention", "lanes", help=HELP, when=_packed_why_not, plan=_plan_packed)
 def build_packed(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: q, k, v, bounds, out. Sizes: rows, number of bounds. Units: rows of the first head, then of the next."""
-    _build(_Frame(body, config, out=4))
+    """Buffers: q, k, v, bounds, (sinks), out. Sizes: rows, number of bounds. Units: rows, head by head."""
+    _build(_Frame(body, config, "packed_attention"))
 
 
 @kernel("attention", "lanes", help=HELP, when=always, plan=_plan_plain)
 def build_plain(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: q, k, v, (bias), out. Sizes: rows of q, queries and keys of a sequence. Units as for the packed form."""
-    _build(_Frame(body, config, out=4 if config["mask"] == "bias" else 3))
+    """Buffers: q, k, v, (bias), (sinks), out. Sizes: rows of q, queries, keys of a sequence. Units as when packed."""
+    _build(_Frame(body, config, "attention"))
 
 
 class _Frame:
     """Everything of a call that does not change from tile to tile."""
 
-    def __init__(self, body: Body, config: Mapping[str, Setting], out: int) -> None:
+    def __init__(self, body: Body, config: Mapping[str, Setting], op: str) -> None:
         self.body, self.e = body, body.e
         self.heads, self.kv_heads, self.head_dim, self.window = (
             int(config[name]) for name in ("heads", "kv_heads", "head_dim", "window")
@@ -101,7 +107,10 @@ class _Frame:
         self.scale, self.softcap = float(config["scale"]), float(config["softcap"])
         self.mask, self.packed = str(config["mask"]), bool(config["packed"])
         self.q, self.k, self.v = (body.buffer(i) for i in range(3))
-        self.extra, self.out = body.buffer(3), body.buffer(out)
+        operands = _operands(op, self.mask)
+        self.extra = body.buffer(3)
+        self.sinks = body.buffer(operands) if config.get("sinks") else None
+        self.out = body.buffer(operands if self.sinks is None else operands + 1)
         self.rows = body.size(0)
         wide = body.e.target.vector_bits >= 512
         self.widths, self.keys_at_once = ((2, 1), 8) if wide else ((1,), 4)
@@ -193,8 +202,10 @@ def _bound(frame: _Frame, index: Val) -> Val:
 
 def _tile(frame: _Frame, width: int, head: Val, row: Val, count: Val, sequence: _Sequence) -> None:
     e = frame.e
-    maximum = [e.var(NEG_INFINITY, VF) for _ in range(width)]
-    total = [e.var(0.0, VF) for _ in range(width)]
+    # a sink is a first key, of weight 1 and without a value
+    sink = e.typed(NEG_INFINITY, VF) if frame.sinks is None else e.splat(e.load(frame.sinks, F32, head))
+    maximum = [e.var(sink) for _ in range(width)]
+    total = [e.var(0.0 if frame.sinks is None else 1.0, VF) for _ in range(width)]
     largest = [e.var(NEG_INFINITY, VF) for _ in range(width)]
     tile = _Tile(frame, width, head, row, count, sequence, maximum, total, largest)
     _load_queries(tile)
