@@ -59,12 +59,12 @@ def loaded_model(flags: LoadFlags) -> Generator[Model, None, None]:
     """The language model, closed at the end of the `with` block.
 
     Raises:
-        RlxError: whatever `rlx.load` finds wrong, or the model is an encoder.
+        RlxError: whatever `rlx.load` finds wrong, or the model writes no text.
     """
     with loaded(flags) as model:
-        if hasattr(model, "embed"):
+        if not hasattr(model, "generate"):
             raise UnsupportedModelError(
-                "this model makes no text", where=model.name, found="an encoder", fix="use rlx embed"
+                "this model makes no text", where=model.name, found=model.kind, fix="use rlx embed or rlx classify"
             )
         yield cast("Model", model)
 
@@ -74,19 +74,22 @@ def loaded_encoder(flags: LoadFlags) -> Generator[Encoder, None, None]:
     """The encoder, closed at the end of the `with` block.
 
     Raises:
-        RlxError: whatever `rlx.load` finds wrong, or the model is a language model.
+        RlxError: whatever `rlx.load` finds wrong, or the model makes no vectors of texts.
     """
     with loaded(flags) as model:
         if not hasattr(model, "embed"):
             raise UnsupportedModelError(
-                "this model makes no vectors", where=model.name, found="a language model", fix="use rlx generate"
+                "this model makes no vectors of texts",
+                where=model.name,
+                found=model.kind,
+                fix="use rlx embed --image or rlx classify" if hasattr(model, "features") else "use rlx generate",
             )
         yield cast("Encoder", model)
 
 
 @contextmanager
 def loaded(flags: LoadFlags) -> Generator[LoadedModel, None, None]:
-    """The language model or encoder, closed at the end of the `with` block.
+    """The model, of any kind, closed at the end of the `with` block.
 
     Raises:
         RlxError: whatever `rlx.load` finds wrong.

@@ -25,6 +25,8 @@ COMMANDS = (
     "generate",
     "chat",
     "embed",
+    "rerank",
+    "classify",
     "bench",
     "profile",
     "explain",

@@ -1,20 +1,21 @@
 """A weight of a flow that is part of a checkpoint's tensor, that tensor turned round, or several tensors.
 
 In: the tensors' entries and bytes. Out: those of the weight. Fused projections come in this way (Phi's qkv, GPT-NeoX's
-heads of q, k and v in turns), GPT-2's matrices, which are `[in, out]`, and stacks of experts. Next: `weights.py`.
+heads of q, k and v in turns), GPT-2's matrices, which are `[in, out]`, the convolutions of vision models, which are
+read as matrices, and stacks of experts. Next: `weights.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlx.core.dtype import DType, bf16, f16, f32
-from rlx.errors import UnsupportedModelError
+from rlx.errors import TensorShapeError, UnsupportedModelError
 from rlx.io.checkpoint import TensorInfo
 
 
@@ -26,19 +27,40 @@ class TensorPart:
         name: the tensor in the checkpoint.
         rows: ranges `(start, stop)` of the first axis, one after another; None for all.
         transposed: the tensor is `[in, out]`; it is read as `[out, in]`, and the rows are those of that reading.
+        stored: the shape that the tensor has to have in the checkpoint; None for any.
+        shown: the shape under which its elements are read, as many as are stored; the rows are those of that reading.
     """
 
     name: str
     rows: tuple[tuple[int, int], ...] | None = None
     transposed: bool = False
+    stored: tuple[int, ...] | None = None
+    shown: tuple[int, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensor in the checkpoint, as `TensorStack` lists its own."""
+        return (self.name,)
+
+    def without_prefix(self, prefix: str) -> TensorPart:
+        """The same of a tensor whose name lacks a prefix."""
+        return replace(self, name=self.name.removeprefix(prefix))
 
     def shape(self, info: TensorInfo) -> tuple[int, ...]:
         """The weight's shape.
 
         Raises:
+            TensorShapeError: the tensor has another shape than it has to have.
             UnsupportedModelError: the tensor has too few rows, or cannot be turned round.
         """
-        shape = info.shape
+        if self.stored is not None and info.shape != self.stored:
+            raise TensorShapeError(
+                f"the tensor {info.name} has another shape than the configuration says",
+                found=list(info.shape),
+                expected=list(self.stored),
+                fix="check the configuration against the checkpoint",
+            )
+        shape = info.shape if self.shown is None else self.shown
         if self.transposed and len(shape) == 2:
             if info.dtype not in (f32, f16, bf16):
                 raise UnsupportedModelError(
@@ -63,7 +85,7 @@ class TensorPart:
             data = np.ascontiguousarray(data.view(_bits(info.dtype)).reshape(info.shape).T).reshape(-1).view(np.uint8)
         if self.rows is None:
             return data
-        count = info.shape[-1] if self.transposed else info.shape[0]
+        count = info.shape[-1] if self.transposed else (self.shown or info.shape)[0]
         by_row = data.reshape(count, -1)
         parts = [by_row[start:stop] for start, stop in self.rows]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1)
@@ -78,6 +100,10 @@ class TensorStack:
     """
 
     names: tuple[str, ...]
+
+    def without_prefix(self, prefix: str) -> TensorStack:
+        """The same of tensors whose names lack a prefix."""
+        return TensorStack(tuple(name.removeprefix(prefix) for name in self.names))
 
     def type_of(self, infos: Sequence[TensorInfo]) -> tuple[DType, tuple[int, ...]]:
         """Element type and shape of the stack.
@@ -110,6 +136,15 @@ class ExpertOutputs:
     first: int = 0
     step: int = 1
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensor in the checkpoint, as `TensorStack` lists its own."""
+        return (self.name,)
+
+    def without_prefix(self, prefix: str) -> ExpertOutputs:
+        """The same of a tensor whose name lacks a prefix."""
+        return replace(self, name=self.name.removeprefix(prefix))
+
     def shape(self, info: TensorInfo) -> tuple[int, ...]:
         """The weight's shape.
 
@@ -139,6 +174,10 @@ class ExpertOutputs:
 
     def _outputs(self, info: TensorInfo) -> int:
         return info.shape[2 if self._is_turned(info) else 1]
+
+
+Part: TypeAlias = TensorPart | TensorStack | ExpertOutputs
+"""What a weight of a flow may be made of."""
 
 
 def _bits(dtype: DType) -> type[np.generic]:

@@ -72,7 +72,7 @@ class _Derivation:
         elif node.op == "pool_tokens":
             self.packed[node.output] = emit("packed_pool_tokens", operands[0], self.bounds, **node.attrs)
         elif node.op == "attention":
-            self.packed[node.output] = emit("packed_attention", *operands[:3], self.bounds, *operands[3:], **node.attrs)
+            self.packed[node.output] = emit("packed_attention", *operands, self.bounds, **node.attrs)
         else:
             self.packed.update(zip(node.outputs, self.collapsed(emit, node, operands, kind), strict=True))
 

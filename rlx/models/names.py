@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from rlx.flow.tensor_part import ExpertOutputs, TensorPart, TensorStack
+from rlx.flow.tensor_part import ExpertOutputs, Part, TensorPart, TensorStack
 from rlx.models.decoder import AttentionConfig, DecoderConfig, MoeConfig
 
 Rows = tuple[tuple[int, int], ...]
-Target: TypeAlias = str | TensorPart | TensorStack | ExpertOutputs
+Target: TypeAlias = str | Part
 """What a file has for a key."""
 
 
@@ -130,13 +130,16 @@ def split_gate_up(part: str) -> Callable[[DecoderConfig], Rows]:
     return rows
 
 
-def keys_of(config: DecoderConfig) -> Iterator[str]:
-    """Every key that the flow of a configuration reads."""
+def keys_of(config: DecoderConfig, head: bool = True) -> Iterator[str]:
+    """Every key that the flow of a configuration reads, with or without its head."""
     yield "model.embed_tokens.weight"
-    if not config.tied:
+    if head and not config.tied:
         yield "lm_head.weight"
     if config.learned_positions is not None:
         yield "model.position_embeddings.weight"
+    if config.per_layer is not None:
+        parts = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
+        yield from (f"model.{part}.weight" for part in parts)
     yield from _norm_keys("model.norm", config)
     norms = config.norms
     for index, layer in enumerate(config.layers):
@@ -145,6 +148,11 @@ def keys_of(config: DecoderConfig) -> Iterator[str]:
             if norm is not None:
                 yield from _norm_keys(prefix + norm, config)
         yield from _linear_attention_keys(prefix) if layer.linear else _attention_keys(prefix, attention)
+        if config.per_layer is not None:
+            parts = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
+            yield from (f"{prefix}{part}.weight" for part in parts)
+        if config.layer_scalars:
+            yield f"{prefix}layer_scalar"
         if isinstance(layer.mlp, MoeConfig):
             for part in ("router", "experts.gate_proj", "experts.up_proj", "experts.down_proj"):
                 yield from _linear_keys(f"{prefix}mlp.{part}", layer.mlp.bias)
@@ -154,12 +162,23 @@ def keys_of(config: DecoderConfig) -> Iterator[str]:
                 yield from _linear_keys(f"{prefix}mlp.{part}_proj", layer.mlp.bias)
 
 
+def unread_keys_of(config: DecoderConfig) -> Iterator[str]:
+    """Keys that files of a configuration may carry and its flow does not read."""
+    if config.tied:  # the head once more
+        yield "lm_head.weight"
+    for index, layer in enumerate(config.layers):
+        if layer.attention.kv_layer is not None:
+            for part in ("k_proj", "v_proj", "k_norm"):
+                yield from _linear_keys(f"model.layers.{index}.self_attn.{part}", bias=True)
+
+
 def _attention_keys(prefix: str, attention: AttentionConfig) -> Iterator[str]:
-    for letter in "qkvo":
+    own = "" if attention.kv_layer is not None else "k" if attention.k_eq_v else "kv"
+    for letter in f"q{own}o":
         bias = attention.o_bias if letter == "o" else attention.qkv_bias
         yield from _linear_keys(f"{prefix}self_attn.{letter}_proj", bias)
     if attention.qk_norm != "none":
-        yield from (f"{prefix}self_attn.{letter}_norm.weight" for letter in "qk")
+        yield from (f"{prefix}self_attn.{letter}_norm.weight" for letter in f"q{own[:1]}")
     if attention.sinks:
         yield f"{prefix}self_attn.sinks"
     if attention.output_gate:

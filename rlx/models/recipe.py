@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from rlx.flow.flow import ModelFlow
 from rlx.flow.weights import WeightSource
 from rlx.io.sentence_transformers import SentenceSettings
+from rlx.models.image_processor import ImageProcessor
+from rlx.models.tower import ImageSide
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +48,67 @@ class EncoderRecipe:
         flow: the plain forward pass, `tokens: i32[batch, seq]` (and `token_types`) to `f32[batch, 1, width]`.
         weights: the checkpoint under the keys of the flow.
         vocab_size: rows of the embedding table.
-        hidden_size, num_layers: the sizes, as usual.
+        width: elements of a vector; of a model that classifies, its scores.
+        num_layers: as usual.
         token_types: kinds of tokens; 0 for a flow without the input `token_types`.
         labels: scores of a text or a pair of texts; 0 for a model that embeds.
         score_function: what is applied to the scores of a pair: "sigmoid" or "identity".
         settings: pooling, prompts and the most tokens of a text, which is given here.
+        end_token: the token that ends a text: those behind the first one are left out, and a text needs one. -1 for
+            the largest of the text, as the first CLIPs had it. None for a model whose tokens all count.
+        pad_token: put behind a text up to the most tokens, for a model that was trained so and reads them.
     """
 
     architecture: str
     flow: ModelFlow
     weights: WeightSource
     vocab_size: int
-    hidden_size: int
+    width: int
     num_layers: int
     token_types: int
     labels: int
     score_function: str
     settings: SentenceSettings
+    end_token: int | None = None
+    pad_token: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecipe:
+    """A model of images that is ready to be built: `recipe.flow.build(recipe.weights)`.
+
+    Attributes:
+        architecture: what the checkpoint calls itself.
+        flow: the plain forward pass of `rlx.models.tower.image_flow`; its output is `f32[batch, 1, width]`.
+        weights: the checkpoint under the keys of the flow, and the learned positions of the patches.
+        side: how an image becomes rows.
+        hidden_size, num_layers: the sizes, as usual.
+        width: of the output.
+        labels: what the elements of the output are scores of; none for a model that embeds.
+        processor: how pictures are prepared where the files do not say it.
+    """
+
+    architecture: str
+    flow: ModelFlow
+    weights: WeightSource
+    side: ImageSide
+    hidden_size: int
+    num_layers: int
+    width: int
+    labels: tuple[str, ...] = ()
+    processor: ImageProcessor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecipe:
+    """A model that puts images and texts into one space.
+
+    Attributes:
+        image, text: the two towers; their vectors have length 1.
+        scale, bias: how alike an image and a text are is `scale * (product of their vectors) + bias`.
+    """
+
+    image: ImageRecipe
+    text: EncoderRecipe
+    scale: float
+    bias: float

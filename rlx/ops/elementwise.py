@@ -1,8 +1,8 @@
 """Elementwise ops with NumPy broadcasting, and the fused `elementwise` that evaluates an expression of them.
 
 The table `SCALAR_OPS` is the one place that names them: the references here, the expression language of `elementwise`
-(`mul(silu($0), $1)`) and the CPU emitter all go by it. Sources: GELU, Hendrycks and Gimpel 2016 (erf and tanh forms);
-SiLU, Elfwing et al. 2017.
+(`mul(silu($0), $1)`) and the CPU emitter all go by it. Sources: GELU, Hendrycks and Gimpel 2016 (its erf, tanh and
+sigmoid forms); SiLU, Elfwing et al. 2017.
 """
 
 from __future__ import annotations
@@ -77,6 +77,10 @@ def _gelu_tanh(x: Array) -> Array:
     return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi).astype(x.dtype) * (x + 0.044715 * x * x * x)))
 
 
+def _gelu_quick(x: Array) -> Array:
+    return x * _sigmoid(np.asarray(1.702, x.dtype) * x)
+
+
 SCALAR_OPS: dict[str, ScalarOp] = {
     op.name: op
     for op in (
@@ -95,6 +99,7 @@ SCALAR_OPS: dict[str, ScalarOp] = {
         ScalarOp("softplus", 1, _softplus, 28),
         ScalarOp("gelu", 1, _gelu, 24),
         ScalarOp("gelu_tanh", 1, _gelu_tanh, 24),
+        ScalarOp("gelu_quick", 1, _gelu_quick, 17),
         ScalarOp("relu", 1, _relu, ints=True),
         ScalarOp("add", 2, np.add, ints=True),
         ScalarOp("sub", 2, np.subtract, ints=True),

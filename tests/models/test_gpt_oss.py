@@ -7,46 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from numpy.typing import NDArray
 
 from rlx.backends.reference import run_graph
 from rlx.core.dtype import mxfp4
-from rlx.core.storage import decode, encode
 from rlx.core.text import print_graph
+from rlx.errors import UnsupportedModelError
 from rlx.io.reference import open_model
 from rlx.models import recipe_for
 from tests.models.checkpoints import write_folder
 from tests.models.family_files import FAMILIES
+from tests.models.gpt_oss_files import published, rounded
 
 CASE = FAMILIES["gpt_oss"]
 
 
-def published(weights: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """The experts `[experts, in, out]` as blocks of two neighbours a byte, and scales, a row for each output."""
-    result: dict[str, np.ndarray[Any, Any]] = {}
-    for name, array in weights.items():
-        if array.ndim != 3:
-            result[name] = array
-            continue
-        rows = np.ascontiguousarray(np.swapaxes(array, 1, 2))
-        packed = encode(mxfp4, rows).reshape(*rows.shape[:2], -1, 17)
-        levels = np.concatenate([packed[..., 1:] & 15, packed[..., 1:] >> 4], axis=-1)  # in the order of k
-        result[f"{name}_blocks"] = levels[..., 0::2] | levels[..., 1::2] << 4
-        result[f"{name}_scales"] = np.ascontiguousarray(packed[..., 0])
-    return result
-
-
-def rounded(weights: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """The same values as floats."""
-
-    def experts(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        rows = np.ascontiguousarray(np.swapaxes(array, 1, 2))
-        return np.ascontiguousarray(np.swapaxes(decode(mxfp4, encode(mxfp4, rows), rows.shape), 1, 2))
-
-    return {name: experts(array) if array.ndim == 3 else array for name, array in weights.items()}
-
-
 def test_published_experts_are_those_of_the_float_form(tmp_path: Path) -> None:
-    logits: list[np.ndarray[Any, Any]] = []
+    logits: list[NDArray[Any]] = []
     for name, weights, more in (
         ("packed", published(CASE.weights()), {"quantization_config": {"quant_method": "mxfp4"}}),
         ("floats", rounded(CASE.weights()), {}),
@@ -76,3 +54,9 @@ def test_the_first_form_of_the_configuration_says_the_same(tmp_path: Path) -> No
         recipe = recipe_for(open_model(write_folder(tmp_path / name, case.config, case.weights())))
         texts.append(print_graph(recipe.flow.build(recipe.weights), locations=False))
     assert texts[0] == texts[1]
+
+
+def test_two_contexts_before_yarn_are_refused(tmp_path: Path) -> None:
+    config = {**CASE.config, "initial_context_length": 7}
+    with pytest.raises(UnsupportedModelError, match="initial_context_length"):
+        recipe_for(open_model(write_folder(tmp_path, config, CASE.weights())))

@@ -48,4 +48,4 @@ def seeded_weight(name: str, shape: tuple[int, ...], seed: int) -> Float32Array:
         return seeded_tensor(name, shape, seed, 0.1)
     if name.endswith("embed_tokens.weight"):
         return seeded_tensor(name, shape, seed, 1.0)
-    return seeded_tensor(name, shape, seed, 1.0 / math.sqrt(shape[-1]))
+    return seeded_tensor(name, shape, seed, 1.0 / math.sqrt(shape[-1] if shape else 1))

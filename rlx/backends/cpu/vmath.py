@@ -254,6 +254,12 @@ def gelu_tanh(e: Emit, x: Val) -> Val:
     return e.fma(half, tanh(e, inner), half)
 
 
+def gelu_quick(e: Emit, x: Val) -> Val:
+    """The sigmoid form of GELU, x * sigmoid(1.702 x); as `silu`, whose argument is rounded once more."""
+    z = exp(e, -e.abs(x * 1.702))
+    return e.select(x < 0.0, x * z, x) / (z + 1.0)
+
+
 def _relu(e: Emit, x: Val) -> Val:
     return e.select(x < 0, e.like(0, x), x)
 
@@ -291,6 +297,7 @@ _UNARY: dict[str, Callable[[Emit, Val], Val]] = {
     "softplus": softplus,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "gelu_quick": gelu_quick,
     "relu": _relu,
 }
 _BINARY: dict[str, Callable[[Emit, Val, Val], Val]] = {

@@ -1,7 +1,9 @@
 """One file per block: a frozen dataclass with `emit(ctx, input)`. Read `rms_norm.py` for a small one."""
 
 from rlx.flow.blocks.activation import ActivationStage
+from rlx.flow.blocks.attention_pool import AttentionPoolStage
 from rlx.flow.blocks.custom import CustomStage
+from rlx.flow.blocks.distance_bias import DistanceBiasStage
 from rlx.flow.blocks.gated_delta import GatedDeltaStage
 from rlx.flow.blocks.gated_mlp import GatedKeys
 from rlx.flow.blocks.gather import AddInputStage, GatherAddStage, GatherStage
@@ -16,12 +18,15 @@ from rlx.flow.blocks.mask import MaskKind
 from rlx.flow.blocks.moe_mlp import GatedUnit, MoeMlpStage, Routing
 from rlx.flow.blocks.named import NamedStage
 from rlx.flow.blocks.parallel import ParallelStage
-from rlx.flow.blocks.pooling import NormalizeStage, PoolStage
+from rlx.flow.blocks.patch_embed import FirstAndMeanStage, LayerScaleStage, PatchEmbedStage, PrefixTokensStage
+from rlx.flow.blocks.per_layer_input import PerLayerInputsStage, PerLayerInputStage
+from rlx.flow.blocks.pooling import NormalizeStage, PoolAllStage, PoolStage
+from rlx.flow.blocks.query_scale import QueryScaleStage
 from rlx.flow.blocks.repeat import RepeatStage
 from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
 from rlx.flow.blocks.rms_norm import RmsNormStage
 from rlx.flow.blocks.rope_tables import NamedRopeTablesStage, RopeTableData, RopeTablesStage
-from rlx.flow.blocks.scale import ScaleStage
+from rlx.flow.blocks.scale import ScaleStage, WeightScaleStage
 from rlx.flow.blocks.self_attention import HeadNorm, SelfAttentionStage
 from rlx.flow.blocks.self_attn_prefill import SelfAttnPrefillSpec, SelfAttnPrefillStage
 from rlx.flow.blocks.sequence import SequenceStage
@@ -34,7 +39,10 @@ __all__ = [
     "ActivationStage",
     "AddInputStage",
     "AddResidualStage",
+    "AttentionPoolStage",
     "CustomStage",
+    "DistanceBiasStage",
+    "FirstAndMeanStage",
     "GatedDeltaStage",
     "GatedKeys",
     "GatedUnit",
@@ -45,6 +53,7 @@ __all__ = [
     "HeadNorm",
     "LastTokenStage",
     "LayerNormStage",
+    "LayerScaleStage",
     "LearnedPositionsStage",
     "LinearStage",
     "LmHeadStage",
@@ -54,7 +63,13 @@ __all__ = [
     "NamedStage",
     "NormalizeStage",
     "ParallelStage",
+    "PatchEmbedStage",
+    "PerLayerInputStage",
+    "PerLayerInputsStage",
+    "PoolAllStage",
     "PoolStage",
+    "PrefixTokensStage",
+    "QueryScaleStage",
     "RepeatStage",
     "RmsNormStage",
     "RopeTableData",
@@ -72,4 +87,5 @@ __all__ = [
     "TapStage",
     "TokenEmbedStage",
     "UseStreamStage",
+    "WeightScaleStage",
 ]

@@ -12,14 +12,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PoolStage:
-    """All rows of a sequence as one; `mode` is one of `rlx.ops.pooling.POOLINGS`."""
+    """All rows of a sequence but the first `skip` as one; `mode` is one of `rlx.ops.pooling.POOLINGS`."""
 
     mode: str
+    skip: int = 0
     path: str = "pool"
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """See the module."""
-        return ctx.op("pool_tokens", input, mode=self.mode)
+        return ctx.op("pool_tokens", input, mode=self.mode, skip=self.skip)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAllStage:
+    """The results of several poolings side by side, `[..., 1, modes * hidden]`."""
+
+    modes: tuple[str, ...]
+    path: str = "pool"
+
+    def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
+        """See the module."""
+        pooled = [ctx.op("pool_tokens", input, mode=mode) for mode in self.modes]
+        return ctx.op("concat", *pooled, axis=input.type.rank - 1)
 
 
 @dataclass(frozen=True, slots=True)
