@@ -1,14 +1,15 @@
-"""A weight of a flow that is some rows of a checkpoint's tensor, or that tensor turned round.
+"""A weight of a flow that is part of a checkpoint's tensor, that tensor turned round, or several tensors.
 
-In: the tensor's entry and bytes. Out: those of the weight. Fused projections come in this way (Phi's qkv, GPT-NeoX's
-heads of q, k and v in turns), GPT-2's matrices, which are `[in, out]`, and the convolutions of vision models, which
-are read as matrices. Next: `weights.py`.
+In: the tensors' entries and bytes. Out: those of the weight. Fused projections come in this way (Phi's qkv, GPT-NeoX's
+heads of q, k and v in turns), GPT-2's matrices, which are `[in, out]`, the convolutions of vision models, which are
+read as matrices, and stacks of experts. Next: `weights.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,64 @@ class TensorStack:
                     expected=f"{first.dtype}{list(first.shape)}, as {first.name}",
                 )
         return first.dtype, (len(infos), *first.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertOutputs:
+    """Every `step`-th output of a stack of experts `[experts, out, in]`, or of their biases `[experts, out]`.
+
+    Attributes:
+        name: the tensor in the checkpoint; a stack of floats is `[experts, in, out]` there, as in gpt-oss, and only its
+            quantised form has a row for each output.
+        first, step: gate and up are the even and the odd outputs of one tensor.
+    """
+
+    name: str
+    first: int = 0
+    step: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensor in the checkpoint, as `TensorStack` lists its own."""
+        return (self.name,)
+
+    def without_prefix(self, prefix: str) -> ExpertOutputs:
+        """The same of a tensor whose name lacks a prefix."""
+        return replace(self, name=self.name.removeprefix(prefix))
+
+    def shape(self, info: TensorInfo) -> tuple[int, ...]:
+        """The weight's shape.
+
+        Raises:
+            UnsupportedModelError: the tensor is no stack, or its outputs do not divide.
+        """
+        if len(info.shape) not in (2, 3) or self._outputs(info) % self.step:
+            raise UnsupportedModelError(
+                f"the tensor {info.name} is no stack of experts",
+                found=list(info.shape),
+                expected=f"two or three axes, and a multiple of {self.step} outputs",
+                fix="check the configuration against the checkpoint",
+            )
+        inner = () if len(info.shape) == 2 else (info.shape[1] if self._is_turned(info) else info.shape[2],)
+        return (info.shape[0], self._outputs(info) // self.step, *inner)
+
+    def bytes_of(self, info: TensorInfo, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The weight's bytes: a copy, but where all outputs are taken as they lie."""
+        if self._is_turned(info):
+            outputs: NDArray[Any] = np.swapaxes(data.view(_bits(info.dtype)).reshape(info.shape), 1, 2)
+        else:
+            outputs = data.reshape(*info.shape[:2], -1)
+        return np.ascontiguousarray(outputs[:, self.first :: self.step]).reshape(-1).view(np.uint8)
+
+    def _is_turned(self, info: TensorInfo) -> bool:
+        return len(info.shape) == 3 and info.dtype in (f32, f16, bf16)
+
+    def _outputs(self, info: TensorInfo) -> int:
+        return info.shape[2 if self._is_turned(info) else 1]
+
+
+Part: TypeAlias = TensorPart | TensorStack | ExpertOutputs
+"""What a weight of a flow may be made of."""
 
 
 def _bits(dtype: DType) -> type[np.generic]:

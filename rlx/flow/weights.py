@@ -17,7 +17,7 @@ from rlx.core.dtype import bf16, f16, f32, f64, from_numpy
 from rlx.core.storage import decode
 from rlx.core.type import TensorType
 from rlx.errors import InputError, MissingTensorError
-from rlx.flow.tensor_part import TensorPart, TensorStack
+from rlx.flow.tensor_part import Part, TensorPart, TensorStack
 from rlx.io.checkpoint import Checkpoint, TensorInfo, usable_tensor
 from rlx.io.identity import Identity
 
@@ -148,7 +148,7 @@ class MappedWeights:
             checkpoint lacks.
     """
 
-    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str | TensorPart | TensorStack]) -> None:
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str | Part]) -> None:
         self.checkpoint = checkpoint
         self._parts = {key: TensorPart(name) if isinstance(name, str) else name for key, name in names.items()}
 
@@ -167,7 +167,7 @@ class MappedWeights:
 
     def __contains__(self, key: object) -> bool:
         part = self._parts.get(str(key))
-        return part is not None and all(name in self.checkpoint.tensors for name in _names(part))
+        return part is not None and all(name in self.checkpoint.tensors for name in part.names)
 
     def keys(self) -> Iterable[str]:
         """Every key whose tensor the checkpoint holds."""
@@ -186,13 +186,13 @@ class MappedWeights:
 
     def release(self, key: str) -> None:
         """See `WeightSource.release`."""
-        for name in _names(self._part(key)):
+        for name in self._part(key).names:
             self.checkpoint.release(name)
 
     def describe(self, key: str) -> str:
         """Where a weight is looked for, for a message."""
         part = self._parts.get(key)
-        return f"{', '.join(map(repr, _names(part) if part else (key,)))} in {self.checkpoint.path}"
+        return f"{', '.join(map(repr, part.names if part else (key,)))} in {self.checkpoint.path}"
 
     def identity(self) -> Identity | None:
         """That of the checkpoint together with the names the keys stand for."""
@@ -202,9 +202,9 @@ class MappedWeights:
         )
         return Identity(digest.hexdigest(), source.name)
 
-    def _part(self, key: str) -> TensorPart | TensorStack:
+    def _part(self, key: str) -> Part:
         if key not in self:
-            wanted = _names(self._parts[key]) if key in self._parts else (key,)
+            wanted = self._parts[key].names if key in self._parts else (key,)
             name = next(name for name in wanted if name not in self.checkpoint.tensors)
             raise MissingTensorError(
                 "the checkpoint does not hold this tensor",
@@ -213,10 +213,6 @@ class MappedWeights:
                 expected=f"the weight {key}" if name != key else None,
             )
         return self._parts[key]
-
-
-def _names(part: TensorPart | TensorStack) -> tuple[str, ...]:
-    return part.names if isinstance(part, TensorStack) else (part.name,)
 
 
 def _is_given_as_float32(info: TensorInfo) -> bool:

@@ -245,7 +245,7 @@ class _Derivation:
 
     def append_to_cache(self, node: Node) -> None:
         """Append k and v of the tokens to the cache, in pages of the layer's own."""
-        _, k, v = node.inputs
+        _, k, v = node.inputs[:3]
         num_kv_heads, head_dim = _key_shape(node)
         cache = self.cache_of((num_kv_heads, head_dim))
         pages: dict[str, AttrValue] = {"page_step": cache.layers, "page_offset": cache.used}
@@ -264,8 +264,8 @@ class _Derivation:
         queries, index = self.full.get(q), (self.positions, self.sequences)
         if few or queries is None:
             queries, index = self.at_logit_rows(q, node.location), self.index_at_logit_rows(node.location)
-        emit = Emitter(self.builder, node.location)
-        return emit("paged_attention", queries, *caches, *index, self.page_table, **attrs)
+        operands = (queries, *caches, *index, self.page_table, *(self.full[sinks] for sinks in node.inputs[3:]))
+        return Emitter(self.builder, node.location)("paged_attention", *operands, **attrs)
 
     def index_at_logit_rows(self, location: Location) -> tuple[Value, Value]:
         """Position and sequence of the logit rows; gathered once."""

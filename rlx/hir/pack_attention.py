@@ -43,5 +43,7 @@ def _is_packable(node: Node) -> bool:
 
 
 def _packed(emit: Emitter, node: Node, inputs: tuple[Value, ...], bounds: Value) -> Value:
-    rows = [emit("reshape", value, shape=(product(value.type.shape[:2]), value.type.shape[2])) for value in inputs]
-    return emit("reshape", emit("packed_attention", *rows, bounds, **node.attrs), shape=node.output.type.shape)
+    rows = [emit("reshape", value, shape=(product(value.type.shape[:2]), value.type.shape[2])) for value in inputs[:3]]
+    sinks = inputs[3:]
+    packed = emit("packed_attention", *rows, *sinks, bounds, **node.attrs)
+    return emit("reshape", packed, shape=node.output.type.shape)

@@ -23,7 +23,7 @@ from rlx.flow.blocks.layer_norm import LayerNormStage
 from rlx.flow.blocks.learned_positions import LearnedPositionsStage
 from rlx.flow.blocks.lm_head import LmHeadStage
 from rlx.flow.blocks.mask import MaskKind
-from rlx.flow.blocks.moe_mlp import MoeMlpStage, Routing
+from rlx.flow.blocks.moe_mlp import GatedUnit, MoeMlpStage, Routing
 from rlx.flow.blocks.parallel import ParallelStage
 from rlx.flow.blocks.per_layer_input import PerLayerInputsStage, PerLayerInputStage
 from rlx.flow.blocks.query_scale import QUERY_SCALE, QueryScaleStage
@@ -74,6 +74,7 @@ class AttentionConfig:
         softcap: bound of the scores; None for no bound.
         qk_norm: "none", "head" (an RMS norm of each head, Qwen3) or "width" (of all heads together, OLMo 2).
         qkv_bias, o_bias: biases stand beside the weights.
+        sinks: a learned score for each head of a key that has no value, `self_attn.sinks` (gpt-oss).
         output_gate: what attention gives is multiplied by the sigmoid of one more projection, `gate_proj` (Qwen3-Next).
         v_norm: an RMS norm without a weight of each head of v, where q and k have norms.
         k_eq_v: there is no weight for v: the values are the K projection before norm and RoPE.
@@ -91,6 +92,7 @@ class AttentionConfig:
     qk_norm: str = "none"
     qkv_bias: bool = False
     o_bias: bool = False
+    sinks: bool = False
     output_gate: bool = False
     v_norm: bool = False
     k_eq_v: bool = False
@@ -133,13 +135,17 @@ class MoeConfig:
         num_experts: how many there are.
         intermediate_size: width inside of each.
         routing: how they are chosen.
-        kind: as `MlpConfig.kind`, a gated one.
+        kind: as `MlpConfig.kind`, a gated one, or "swiglu_clamped", for which `alpha` and `limit` are.
+        bias: router and experts have biases.
     """
 
     num_experts: int
     intermediate_size: int
     routing: Routing
     kind: str = "swiglu"
+    alpha: float = 1.702
+    limit: float = 7.0
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +316,7 @@ def _attention(prefix: str, index: int, config: DecoderConfig) -> BlockStage:
         score_scale=attention.scale,
         attn_logit_softcap=attention.softcap,
         rope_style=config.rope_style,
+        sinks_key=f"{key}.sinks" if attention.sinks else None,
         k_eq_v=attention.k_eq_v,
     )
     norm = None
@@ -340,7 +347,8 @@ def _mlp(prefix: str, mlp: MlpConfig | MoeConfig) -> BlockStage:
     if isinstance(mlp, MoeConfig):
         experts = GatedKeys(*(f"{prefix}.mlp.experts.{part}_proj.weight" for part in ("gate", "up", "down")))
         router = f"{prefix}.mlp.router.weight"
-        return MoeMlpStage(router, experts, mlp.num_experts, mlp.intermediate_size, mlp.routing, mlp.kind)
+        unit = GatedUnit(mlp.kind, mlp.alpha, mlp.limit)
+        return MoeMlpStage(router, experts, mlp.num_experts, mlp.intermediate_size, mlp.routing, unit, mlp.bias)
     keys, size = GatedKeys.hf_layer(prefix), mlp.intermediate_size
     if mlp.kind == "swiglu":
         return SwiGluMlpStage(keys, mlp.bias, size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlx.flow.tensor_part import TensorPart, TensorStack
+from rlx.flow.tensor_part import Part, TensorPart
 from rlx.flow.weights import MappedWeights
 from rlx.io.checkpoint import Checkpoint
 from rlx.io.sentence_transformers import SentenceSettings
@@ -36,7 +36,7 @@ def embedder_recipe(family: Family, checkpoint: Checkpoint, settings: SentenceSe
     name_map = family.gguf_names if is_gguf else family.names
     head = pool_head(settings, str(checkpoint.path))
     bare = not is_gguf and not any(name.startswith(BODY_PREFIX) for name in checkpoint.tensors)
-    names: dict[str, TensorPart | TensorStack] = {}
+    names: dict[str, Part] = {}
     for key, target in name_map.expand(config).items():
         part = TensorPart(target) if isinstance(target, str) else target
         names[key] = part.without_prefix(BODY_PREFIX) if bare else part

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from rlx.errors import UnsupportedModelError
-from rlx.flow.tensor_part import TensorPart, TensorStack
 from rlx.flow.weights import MappedWeights
 from rlx.io.checkpoint import Checkpoint
 from rlx.models.decoder import DecoderConfig, decoder_flow
 from rlx.models.fields import Fields
 from rlx.models.gguf_config import refuse_unread_gguf
 from rlx.models.hf_config import refuse_unread_hf
-from rlx.models.names import GGUF_NAMES, HF_NAMES, NameMap, keys_of, unread_keys_of
+from rlx.models.names import GGUF_NAMES, HF_NAMES, NameMap, Target, keys_of, unread_keys_of
 from rlx.models.recipe import ModelRecipe
 from rlx.models.unread import refuse_unread_tensors
 
@@ -140,7 +139,7 @@ def _refuse_unread_tensors(
     checkpoint: Checkpoint,
     config: DecoderConfig,
     name_map: NameMap,
-    names: Mapping[str, str | TensorPart | TensorStack],
+    names: Mapping[str, Target],
 ) -> None:
     """A tensor that the flow would not read means that the model computes something else."""
     read: set[str] = set()

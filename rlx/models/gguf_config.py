@@ -75,6 +75,7 @@ def gguf_mlp(fields: Fields, checkpoint: Checkpoint, kind: str = "swiglu") -> Ml
 
 def gguf_moe(fields: Fields, size: str = "expert_feed_forward_length") -> MoeConfig:
     """Experts by the usual names; llama.cpp divides the weights of the chosen ones by their sum."""
+    fields.get("feed_forward_length")  # of layers without experts, which there need not be
     return MoeConfig(
         num_experts=fields.integer("expert_count"),
         intermediate_size=fields.integer(size),
@@ -111,8 +112,13 @@ def gguf_decoder(
     )
 
 
-def gguf_rope(checkpoint: Checkpoint, fields: Fields, n_rot: int, length: int) -> RopeFrequencies:
-    """The RoPE table that the metadata and the tensor `rope_freqs.weight` ask for."""
+def gguf_rope(
+    checkpoint: Checkpoint, fields: Fields, n_rot: int, length: int, truncate: bool = True
+) -> RopeFrequencies:
+    """The RoPE table that the metadata and the tensor `rope_freqs.weight` ask for.
+
+    YaRN rounds the bounds of its ramp to whole pairs with `truncate`, which the metadata cannot say.
+    """
     kind = fields.text("rope.scaling.type", "none")
     if kind not in ("none", "linear", "yarn"):
         fields.refuse("rope.scaling.type", "none, linear or yarn")
@@ -132,6 +138,7 @@ def gguf_rope(checkpoint: Checkpoint, fields: Fields, n_rot: int, length: int) -
         parameters["original_max_position_embeddings"] = fields.integer("rope.scaling.original_context_length", length)
         for name in ("beta_fast", "beta_slow"):
             parameters[name] = fields.get(f"rope.scaling.yarn_{name}")
+        parameters["truncate"] = truncate
     rope = rope_frequencies(parameters, n_rot, length)
     if kind == "yarn":  # GGUF's factor multiplies the one of the paper, transformers' replaces it
         scaling = rope.attention_scaling * fields.number("rope.scaling.attn_factor", 1.0)

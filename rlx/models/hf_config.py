@@ -244,7 +244,7 @@ def uniform(fields: Fields, attention: AttentionConfig, mlp: MlpConfig | MoeConf
 
 
 def full_and_sliding(
-    fields: Fields, attention: AttentionConfig, mlp: MlpConfig, default: tuple[str, ...]
+    fields: Fields, attention: AttentionConfig, mlp: MlpConfig | MoeConfig, default: tuple[str, ...]
 ) -> tuple[LayerConfig, ...]:
     """A layer for each entry of `layer_types`."""
     kinds = kinds_of_layers(fields, default)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from rlx.flow.tensor_part import TensorPart, TensorStack
+from rlx.flow.tensor_part import ExpertOutputs, Part, TensorPart, TensorStack
 from rlx.models.decoder import AttentionConfig, DecoderConfig, MoeConfig
 
 Rows = tuple[tuple[int, int], ...]
+Target: TypeAlias = str | Part
+"""What a file has for a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +43,18 @@ class NameMap:
         layer: the flow's name of a layer's weight (`self_attn.q_proj`) to the file's, both without `.weight`.
         whole: the same for the weights outside of layers, with `.weight`.
         unread: patterns of names that some files carry and the computation does not read.
-        bare: as `layer`, for the keys that stand for themselves, without `.weight`.
+        bare: as `layer`, for the keys that stand for themselves, with `.weight` if they have it.
     """
 
     layer_prefix: str
     layer: Mapping[str, str | Fused | Experts]
     whole: Mapping[str, str]
     unread: tuple[str, ...] = field(default=())
-    bare: Mapping[str, str] = field(default_factory=dict[str, str])
+    bare: Mapping[str, str | ExpertOutputs] = field(default_factory=dict[str, "str | ExpertOutputs"])
 
-    def expand(self, config: DecoderConfig) -> dict[str, str | TensorPart | TensorStack]:
+    def expand(self, config: DecoderConfig) -> dict[str, Target]:
         """Key of the flow to what the file has for it, for every layer, biases included."""
-        names: dict[str, str | TensorPart | TensorStack] = dict(self.whole)
+        names: dict[str, Target] = dict(self.whole)
         for index in range(len(config.layers)):
             prefix = self.layer_prefix.format(i=index)
             for part, target in self.layer.items():
@@ -65,7 +68,9 @@ class NameMap:
                     continue
                 for kind in ("weight", "bias"):
                     names[f"{key}.{kind}"] = _target(prefix, target, kind, config)
-            names.update({f"model.layers.{index}.{key}": prefix + name for key, name in self.bare.items()})
+            for key, target in self.bare.items():
+                whole = prefix + target if isinstance(target, str) else replace(target, name=prefix + target.name)
+                names[f"model.layers.{index}.{key}"] = whole
         return names
 
     def with_layer(self, **layer: str | Fused | Experts) -> NameMap:
@@ -149,8 +154,8 @@ def keys_of(config: DecoderConfig, head: bool = True) -> Iterator[str]:
         if config.layer_scalars:
             yield f"{prefix}layer_scalar"
         if isinstance(layer.mlp, MoeConfig):
-            yield f"{prefix}mlp.router.weight"
-            yield from (f"{prefix}mlp.experts.{part}_proj.weight" for part in ("gate", "up", "down"))
+            for part in ("router", "experts.gate_proj", "experts.up_proj", "experts.down_proj"):
+                yield from _linear_keys(f"{prefix}mlp.{part}", layer.mlp.bias)
             continue
         for part in ("gate", "up", "down"):
             if part != "gate" or "glu" in layer.mlp.kind:
@@ -174,6 +179,8 @@ def _attention_keys(prefix: str, attention: AttentionConfig) -> Iterator[str]:
         yield from _linear_keys(f"{prefix}self_attn.{letter}_proj", bias)
     if attention.qk_norm != "none":
         yield from (f"{prefix}self_attn.{letter}_norm.weight" for letter in f"q{own[:1]}")
+    if attention.sinks:
+        yield f"{prefix}self_attn.sinks"
     if attention.output_gate:
         yield from _linear_keys(f"{prefix}self_attn.gate_proj", attention.qkv_bias)
 
@@ -253,6 +260,26 @@ GGUF_SANDWICH_NAMES = GGUF_NAMES.with_layer(
     post_feedforward_layernorm="post_ffw_norm",
 )
 """A GGUF file of a model that norms what attention and MLP give."""
+
+_PAIRED = {"gate": ("gate_up", 0, 2), "up": ("gate_up", 1, 2), "down": ("down", 0, 1)}
+HF_PAIRED_EXPERTS_NAMES = replace(
+    HF_NAMES.with_layer(mlp__router="mlp.router"),
+    bare={
+        "self_attn.sinks": "self_attn.sinks",
+        **{
+            f"mlp.experts.{part}_proj.{kind}": ExpertOutputs(f"mlp.experts.{name}_proj{end}", first, step)
+            for part, (name, first, step) in _PAIRED.items()
+            for kind, end in (("weight", ""), ("bias", "_bias"))
+        },
+    },
+)
+"""A Hugging Face folder of gpt-oss: a tensor of all experts, whose even outputs are the gate and whose odd ones up."""
+
+GGUF_PAIRED_EXPERTS_NAMES = replace(
+    GGUF_NAMES.with_layer(post_attention_layernorm="post_attention_norm"),
+    bare={"self_attn.sinks": "attn_sinks.weight"},
+)
+"""A GGUF file of gpt-oss."""
 
 HF_HYBRID_NAMES = replace(
     HF_NAMES.with_layer(

@@ -40,7 +40,6 @@ def qwen3_moe_from_hf(fields: Fields) -> DecoderConfig:
 def qwen3_moe_from_gguf(fields: Fields, checkpoint: Checkpoint) -> DecoderConfig:
     """Metadata of the architecture `qwen3moe`, whose every layer has experts; llama.cpp normalises the weights."""
     attention = replace(gguf_attention(fields, checkpoint), qk_norm="head")
-    fields.get("feed_forward_length")
     return gguf_decoder(fields, checkpoint, gguf_uniform(fields, attention, gguf_moe(fields)))
 
 

@@ -9,6 +9,7 @@ from rlx.models.gemma import GEMMA, GEMMA2, GEMMA3
 from rlx.models.gemma4 import GEMMA4
 from rlx.models.gpt2 import GPT2
 from rlx.models.gpt_neox import GPT_NEOX
+from rlx.models.gpt_oss import GPT_OSS
 from rlx.models.granite import GRANITE
 from rlx.models.llama import LLAMA, MISTRAL
 from rlx.models.ministral import MINISTRAL, MINISTRAL3
@@ -47,6 +48,7 @@ FAMILIES: tuple[Family, ...] = (
     SMOLLM3,
     MIXTRAL,
     QWEN3_MOE,
+    GPT_OSS,
 )
 MODEL_TYPES = {family.model_type: family for family in FAMILIES}
 """`model_type` of a config.json."""

@@ -1,6 +1,6 @@
-"""swiglu, geglu, soft_cap: activations with more than one scalar function.
+"""swiglu, swiglu_clamped, geglu, soft_cap: activations with more than one scalar function.
 
-Sources: Shazeer 2020 (gated units), Gemma 2 report 2024 (soft cap).
+Sources: Shazeer 2020 (gated units), gpt-oss 2025 (the clamped unit), Gemma 2 report 2024 (soft cap).
 """
 
 from __future__ import annotations
@@ -47,6 +47,44 @@ swiglu = register(
         _reference_swiglu,
         _decompose_swiglu,
         _gated_samples,
+        row_wise=True,
+    )
+)
+
+
+def _infer_clamped(types: Types, attrs: Attrs) -> Types:
+    if not float_attr(attrs, "limit") > 0:
+        raise ShapeError("the limit has to be positive", found=repr(attrs["limit"]))
+    float_attr(attrs, "alpha")
+    return _infer_gated(types, attrs)
+
+
+def _reference_clamped(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
+    gate = np.minimum(inputs[0], attrs["limit"])
+    up = np.clip(inputs[1], -attrs["limit"], attrs["limit"])
+    return ((up + 1) * (gate * SCALAR_OPS["sigmoid"].function(attrs["alpha"] * gate)),)
+
+
+def _decompose_clamped(emit: Emitter, inputs: tuple[Value, ...], attrs: Attrs) -> Sequence[Value]:
+    def scalar(value: float) -> Value:
+        return emit("constant", dtype=f32, shape=(), values=(value,))
+
+    limit = float_attr(attrs, "limit")
+    gate = emit("minimum", inputs[0], scalar(limit))
+    up = emit("maximum", emit("minimum", inputs[1], scalar(limit)), scalar(-limit))
+    gated = emit("mul", gate, emit("sigmoid", emit("mul", gate, scalar(float_attr(attrs, "alpha")))))
+    return (emit("mul", emit("add", up, scalar(1.0)), gated),)
+
+
+swiglu_clamped = register(
+    OpDef(
+        "swiglu_clamped",
+        "(up + 1) * gate * sigmoid(alpha * gate), with gate at most limit, and up between -limit and limit.",
+        _infer_clamped,
+        _reference_clamped,
+        _decompose_clamped,
+        lambda: (Sample("rows", _gated_samples()[0].inputs, {"limit": 0.75}, {"seq": 5}),),
+        (Attribute("alpha", "steepness of the gate", 1.702), Attribute("limit", "bound of gate and up", 7.0)),
         row_wise=True,
     )
 )

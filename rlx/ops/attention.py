@@ -3,8 +3,9 @@
 Order (Gemma 2 report; transformers' eager attention): scale, then soft cap, then mask, then softmax. Heads lie side
 by side in the last axis; query head h reads KV head h // (num_heads / num_kv_heads). Masks: none, causal, sliding (the
 last `window` keys), around (keys less than `window` away, before and after), bias (an additive operand of every query
-and key) and relative (every key; an additive operand of each head and distance, as T5 and MPNet have). Next:
-`paged_attention.py`, the form of the step program.
+and key) and relative (every key; an additive operand of each head and distance, as T5 and MPNet have). The last operand
+may be sinks, `f32[num_heads]`: the score of a key that every query sees and that has no value, so that weights come to
+less than 1 (gpt-oss; Xiao et al. 2023). Next: `paged_attention.py`, the form of the step program.
 """
 
 from __future__ import annotations
@@ -70,14 +71,33 @@ def check_heads(q: TensorType, kv_width: int | None, attrs: Attrs) -> int:
     return width // heads
 
 
+def operands_without_sinks(mask: object) -> int:
+    """q, k, v, and what the mask adds."""
+    return 4 if mask in WITH_OPERAND else 3
+
+
+def check_sinks(types: Types, without: int, attrs: Attrs) -> bool:
+    """Whether sinks follow the operands that an attention has `without` them.
+
+    Raises:
+        ShapeError: there are too few or too many operands, or the sinks are no float32 for each head.
+    """
+    check_arity(types, without, without + 1)
+    if len(types) == without:
+        return False
+    if types[-1] != TensorType(f32, (int_attr(attrs, "num_heads"),)):
+        raise ShapeError("sinks have to be f32[num_heads]", found=str(types[-1]))
+    return True
+
+
 def _infer_attention(types: Types, attrs: Attrs) -> Types:
     mask = attrs["mask"]
     if mask not in MASKS:
         raise ShapeError("unknown mask kind", found=repr(mask), expected=", ".join(MASKS))
-    if mask in WITH_OPERAND and len(types) != 4:
+    if mask in WITH_OPERAND and len(types) < 4:
         raise ShapeError(f"the mask kind {mask} needs its operand", fix="pass what is added to the scores as 4th input")
     check_mask(attrs, types[3] if mask == "relative" else None)
-    check_arity(types, 4 if mask in WITH_OPERAND else 3)
+    check_sinks(types, operands_without_sinks(mask), attrs)
     q, k, v = types[:3]
     if any(type_.dtype != f32 or type_.rank < 2 for type_ in types[:3]) or k != v or q.shape[:-2] != k.shape[:-2]:
         raise ShapeError("attention takes float32 q, k, v [..., seq, heads*head_dim]")
@@ -135,8 +155,10 @@ def mask_array(attrs: Mapping[str, Any], queries: Array, keys: Array, operand: A
     return causal_mask(queries, keys, attrs["window"] if mask == "sliding" else None)
 
 
-def grouped_attention(q: Array, k: Array, v: Array, seen: Array | None, attrs: Mapping[str, Any]) -> Array:
-    """q [Sq, heads*D], k and v [Sk, kv_heads*D], `seen` as `mask_array` gives it; gives [Sq, heads*D]."""
+def grouped_attention(
+    q: Array, k: Array, v: Array, seen: Array | None, attrs: Mapping[str, Any], sinks: Array | None = None
+) -> Array:
+    """q [Sq, heads*D], k and v [Sk, kv_heads*D], `seen` as `mask_array` gives it, sinks [heads]; gives q's shape."""
     heads, kv_heads = attrs["num_heads"], attrs["num_kv_heads"]
     group = heads // kv_heads
     queries = q.reshape(q.shape[0], kv_heads, group, q.shape[1] // heads)
@@ -147,8 +169,11 @@ def grouped_attention(q: Array, k: Array, v: Array, seen: Array | None, attrs: M
     if seen is not None:
         seen = seen.reshape(kv_heads, group, *seen.shape[1:]) if seen.ndim == 3 else seen
         scores = np.where(seen, scores, -np.inf) if seen.dtype == np.bool_ else scores + seen
+    if sinks is not None:
+        sink = np.broadcast_to(sinks.reshape(kv_heads, group, 1, 1), (*scores.shape[:-1], 1))
+        scores = np.concatenate([scores, sink], axis=-1)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
+    weights = (weights / weights.sum(axis=-1, keepdims=True))[..., : len(keys)]
     return np.einsum("hgij,jhd->ihgd", weights, values).reshape(q.shape).astype(q.dtype)
 
 
@@ -159,9 +184,11 @@ def _reference_attention(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) ->
         raise InputError("a causal mask needs at least as many keys as queries", found=f"{queries} > {keys}")
     index: Array = np.arange(int(keys))
     positions: Array = np.arange(int(keys - queries), int(keys))
-    seen = mask_array(attrs, positions, index, inputs[3] if len(inputs) == 4 else None)
+    without = operands_without_sinks(attrs["mask"])
+    seen = mask_array(attrs, positions, index, inputs[3] if without == 4 else None)
     flat = [x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)]
-    rows = [grouped_attention(a, b, c, seen, attrs) for a, b, c in zip(*flat, strict=True)]
+    sinks = inputs[-1] if len(inputs) > without else None
+    rows = [grouped_attention(a, b, c, seen, attrs, sinks) for a, b, c in zip(*flat, strict=True)]
     return (np.stack(rows).reshape(q.shape),)
 
 
@@ -187,9 +214,20 @@ def _decompose_attention(emit: Emitter, inputs: tuple[Value, ...], attrs: Attrs)
         scores = emit("add", scores, inputs[3])
     elif attrs["mask"] != "none":
         scores = _masked(emit, scores, _distance(emit, queries, keys), inputs[3:], attrs)
-    result = emit("matmul", emit("softmax", scores), v)
+    if len(inputs) > operands_without_sinks(attrs["mask"]):
+        weights = _softmax_with_sinks(emit, scores, emit("reshape", inputs[-1], shape=(kv_heads, group, 1, 1)))
+    else:
+        weights = emit("softmax", scores)
+    result = emit("matmul", weights, v)
     result = emit("transpose", result, axes=(*axes, n + 2, n, n + 1, n + 3))
     return (emit("reshape", result, shape=(*lead, queries, heads * head_dim)),)
+
+
+def _softmax_with_sinks(emit: Emitter, scores: Value, sinks: Value) -> Value:
+    largest = emit("maximum", emit("reduce_max", scores), sinks)
+    weights = emit("exp", emit("sub", scores, largest))
+    total = emit("add", emit("reduce_sum", weights), emit("exp", emit("sub", sinks, largest)))
+    return emit("div", weights, total)
 
 
 def _distance(emit: Emitter, queries: Size, keys: Size) -> Value:
@@ -251,6 +289,9 @@ def _attention_samples() -> Sequence[Sample]:
         case("fewer_queries", queries=5),
         case("around", queries=5, mask="around", window=3),
         case("bias", mask="bias", extra=(TensorType(f32, (SEQ, SEQ)),)),
+        case("sinks", mask="sliding", window=4, extra=(TensorType(f32, (6,)),)),
+        case("bias_sinks", mask="bias", extra=(TensorType(f32, (SEQ, SEQ)), TensorType(f32, (6,)))),
+        case("relative_sinks", mask="relative", extra=(TensorType(f32, (6, 7)), TensorType(f32, (6,)))),
         case("relative", mask="relative", extra=(TensorType(f32, (6, 7)),)),
     )
 

@@ -1,6 +1,6 @@
 """packed_attention: attention within each of several sequences that lie side by side, without padding.
 
-The operands are q, k, v, what the mask kind relative adds, and the bounds:
+The operands are q, k, v, what the mask kind relative adds, sinks (`attention.py`) where there are any, and the bounds:
 `bounds: i32[sequences + 1]` says where each sequence begins; sequence s is the rows `bounds[s]` to `bounds[s + 1] - 1`,
 the first bound is 0 and the last one the number of rows. A row sees rows of its own sequence only, as its mask says, so
 what it computes does not depend on what else is in the batch. The padded form is `attention.py`; next: `pooling.py`.
@@ -18,7 +18,15 @@ from rlx.core.dtype import f32, i32
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import InputError, ShapeError
-from rlx.ops.attention import HEAD_ATTRIBUTES, check_heads, check_mask, grouped_attention, mask_array
+from rlx.ops.attention import (
+    HEAD_ATTRIBUTES,
+    check_heads,
+    check_mask,
+    check_sinks,
+    grouped_attention,
+    mask_array,
+    operands_without_sinks,
+)
 from rlx.ops.op import (
     ATTENDED,
     Array,
@@ -51,7 +59,9 @@ def _infer(types: Types, attrs: Attrs) -> Types:
     mask = attrs["mask"]
     if mask not in PACKED_MASKS:
         raise ShapeError("unknown mask kind", found=repr(mask), expected=", ".join(PACKED_MASKS))
-    check_arity(types, 5 if mask == "relative" else 4)
+    without = operands_without_sinks(mask)
+    check_arity(types, without + 1, without + 2)
+    check_sinks(types[:-1], without, attrs)
     (q, k, v), bounds = types[:3], types[-1]
     check_mask(attrs, types[3] if mask == "relative" else None)
     if attrs["products"] not in PRODUCTS:
@@ -67,14 +77,16 @@ def _infer(types: Types, attrs: Attrs) -> Types:
 def _reference(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
     """Without the rounding that `products` bf16 allows."""
     (q, k, v), bounds = inputs[:3], inputs[-1]
+    without = operands_without_sinks(attrs["mask"])
+    sinks = inputs[without] if len(inputs) == without + 2 else None
     check_bounds(bounds, len(q))
     result = np.empty_like(q)
     for start, stop in pairwise(bounds):
         if start == stop:
             continue
         index: Array = np.arange(int(stop - start))
-        seen = mask_array(attrs, index, index, inputs[3] if len(inputs) == 5 else None)
-        result[start:stop] = grouped_attention(q[start:stop], k[start:stop], v[start:stop], seen, attrs)
+        seen = mask_array(attrs, index, index, inputs[3] if without == 4 else None)
+        result[start:stop] = grouped_attention(q[start:stop], k[start:stop], v[start:stop], seen, attrs, sinks)
     return (result,)
 
 
@@ -102,6 +114,8 @@ def _samples() -> Sequence[Sample]:
         # some rows of lanes lie within the columns, others do not
         case("relative", (0, 9, 40), mask="relative", extra=(TensorType(f32, (6, 41)),)),
         case("softcap", (0, 2, 7), mask="none", softcap=2.0),
+        case("sinks", (0, 9, 9, 11), mask="sliding", window=4, extra=(TensorType(f32, (6,)),)),
+        case("relative_sinks", (0, 9, 40), mask="relative", extra=(TensorType(f32, (6, 9)), TensorType(f32, (6,)))),
         case("odd_heads", (0, 18, 40), heads=2, head_dim=13, mask="none"),
         # bfloat16 has 8 bits: a weight is off by 2^-9 at most, and a score of a few units by some 2^-8
         case("bf16_products", (0, 1, 8, 190), heads=4, head_dim=22, tolerance=2**-6, mask="none", products="bf16"),
@@ -113,6 +127,15 @@ def _samples() -> Sequence[Sample]:
             mask="relative",
             products="bf16",
             extra=(TensorType(f32, (4, 401)),),
+        ),
+        case(
+            "bf16_sinks",
+            (0, 7, 150),
+            heads=4,
+            tolerance=2**-6,
+            mask="none",
+            products="bf16",
+            extra=(TensorType(f32, (4,)),),
         ),
     )
 

@@ -16,7 +16,7 @@ from rlx.core.dtype import ACTIVATION_TERMS, DType, bf16, bf16_act, f16, f32, i3
 from rlx.core.graph import Attrs
 from rlx.core.type import TensorType
 from rlx.errors import ShapeError
-from rlx.ops.attention import HEAD_ATTRIBUTES, SEQ, causal_mask, check_heads, grouped_attention
+from rlx.ops.attention import HEAD_ATTRIBUTES, SEQ, causal_mask, check_heads, check_sinks, grouped_attention
 from rlx.ops.op import (
     ATTENDED,
     CACHED,
@@ -255,10 +255,10 @@ cache_append = register(
 
 
 def _infer_paged_attention(types: Types, attrs: Attrs) -> Types:
-    check_arity(types, 6)
+    check_sinks(types, 6, attrs)
     _check_pages(attrs)
     q, k_cache, v_cache = types[:3]
-    heads, head_dim, _ = _check_cache(k_cache, v_cache, attrs, types[3:])
+    heads, head_dim, _ = _check_cache(k_cache, v_cache, attrs, types[3:6])
     if check_heads(q, None, attrs) != head_dim or attrs["num_kv_heads"] != heads or q.rank != 2:
         raise ShapeError("q has to be f32[tokens, heads*head_dim] over the heads of the cache", found=str(q))
     if attrs["products"] not in PRODUCTS:
@@ -271,7 +271,8 @@ def _infer_paged_attention(types: Types, attrs: Attrs) -> Types:
 
 def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
     """Without the rounding of queries and weights that `products` bf16 allows."""
-    q, k_cache, v_cache, positions, sequences, page_table = inputs
+    q, k_cache, v_cache, positions, sequences, page_table = inputs[:6]
+    sinks = inputs[6] if len(inputs) == 7 else None
     result = np.empty_like(q)
     all_keys, all_values = read_cache(k_cache, v_cache, attrs["dtype"])
     page_size = all_keys.shape[2]
@@ -282,27 +283,34 @@ def _reference_paged_attention(inputs: tuple[Array, ...], attrs: Mapping[str, An
         width = all_keys.shape[1] * all_keys.shape[3]
         keys, values = (x[pages].swapaxes(1, 2).reshape(-1, width) for x in (all_keys, all_values))
         seen = causal_mask(np.array([position]), np.arange(len(keys)), attrs["window"])
-        result[row : row + 1] = grouped_attention(q[row : row + 1], keys, values, seen, attrs)
+        result[row : row + 1] = grouped_attention(q[row : row + 1], keys, values, seen, attrs, sinks)
     if attrs["result"] == f32:
         return (result,)
     return lookup("quantize").reference((result,), {"dtype": attrs["result"]})
 
 
 def _paged_attention_samples() -> Sequence[Sample]:
-    def case(name: str, dtype: DType = f32, tolerance: float = 1e-5, **attrs: Any) -> Sample:
+    def case(name: str, dtype: DType = f32, tolerance: float = 1e-5, extra: Types = (), **attrs: Any) -> Sample:
         caches = cache_types(6 * attrs.get("page_step", 1), 2, 32, 16, dtype)
         arrays = {3 + 3 + key: make for key, make in _paged_index(9).items()}
         complete = {"num_heads": 6, "num_kv_heads": 2, "scale": 0.2, "dtype": dtype, **attrs}
-        types = (TensorType(f32, (SEQ, 6 * 32)), *caches, *_SAMPLE_INDEX)
+        types = (TensorType(f32, (SEQ, 6 * 32)), *caches, *_SAMPLE_INDEX, *extra)
         return Sample(name, types, complete, {"seq": 7}, arrays=arrays, tolerance=tolerance)
 
+    sinks = (TensorType(f32, (6,)),)
     plain = (case("causal"), case("window", window=5), case("softcap", softcap=1.5))
+    sinking = (
+        case("sinks", extra=sinks),
+        case("sinks_window", f16, extra=sinks, window=5),
+        case("sinks_q8_0", q8_0, extra=sinks, softcap=1.5),
+        case("sinks_bf16", bf16, 2**-6, extra=sinks, products="bf16"),
+    )
     # bfloat16 has 8 bits: a weight is off by 2^-9 at most, and a score of a few units by some 2^-8
     products = case("bf16_products", bf16, 2**-6, products="bf16")
     formats = (case("f16", f16), case("bf16", bf16), case("q8_0", q8_0), products)
     # the last bit of a value may round it to the next level of its block
     rounded = [case(str(dtype), f32, 1 / 126, result=dtype) for dtype in (q8_act, q8x2_act, bf16_act)]
-    return (*plain, *formats, *rounded, case("shared", page_step=3, page_offset=1))
+    return (*plain, *sinking, *formats, *rounded, case("shared", page_step=3, page_offset=1))
 
 
 def _paged_attention_cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
@@ -316,7 +324,7 @@ def _paged_attention_cost(inputs: Types, outputs: Types, attrs: Attrs) -> Cost:
 paged_attention = register(
     OpDef(
         "paged_attention",
-        "Causal attention of each token over the pages of its sequence, up to its own position.",
+        "Causal attention of each token over the pages of its sequence, up to its own position; sinks may come last.",
         _infer_paged_attention,
         _reference_paged_attention,
         Missing("primitive"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ WEIGHTS = DictWeights(
             "a.self_attn.k_proj.weight": (12, 24),
             "a.self_attn.v_proj.weight": (12, 24),
             "a.self_attn.o_proj.weight": (24, 24),
+            "a.self_attn.sinks": (4,),
             "head.weight": (5, 24),
         }.items()
     }
@@ -53,12 +55,12 @@ WEIGHTS = DictWeights(
 LENGTHS = (4, 1, 9, 16)
 
 
-def attention(mask: MaskKind) -> SelfAttentionStage:
+def attention(mask: MaskKind, sinks: str | None = None) -> SelfAttentionStage:
     spec = SelfAttnPrefillSpec.hf_layer("a", 4, 6, 2).with_n_rot(0).with_mask(mask)
-    return SelfAttentionStage(spec, "a.self_attn.o_proj.weight")
+    return SelfAttentionStage(replace(spec, sinks_key=sinks), "a.self_attn.o_proj.weight")
 
 
-def flow(mask: MaskKind) -> ModelFlow:
+def flow(mask: MaskKind, sinks: str | None = None) -> ModelFlow:
     return (
         ModelFlow("texts")
         .input("tokens", (BATCH, SEQ), i32)
@@ -66,18 +68,24 @@ def flow(mask: MaskKind) -> ModelFlow:
         .token_embed("words.weight")
         .stage(GatherAddStage("token_types", "types.weight"))
         .stage(LearnedPositionsStage("positions.weight", 18, first=2))
-        .sequence(SaveResidualStage(), attention(mask), AddResidualStage(), LayerNormStage("norm.weight", 1e-6))
+        .sequence(SaveResidualStage(), attention(mask, sinks), AddResidualStage(), LayerNormStage("norm.weight", 1e-6))
         .tap("rows")
     )
 
 
-MASKS = (MaskKind.none(), MaskKind.causal(), MaskKind.sliding(3), MaskKind.around(3))
+MASKS = {
+    "none": (MaskKind.none(), None),
+    "causal": (MaskKind.causal(), None),
+    "sliding": (MaskKind.sliding(3), None),
+    "around": (MaskKind.around(3), None),
+    "sinks": (MaskKind.sliding(3), "a.self_attn.sinks"),
+}
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=lambda m: m.kind)
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("mode", [*POOLINGS, "last_token"])
-def test_each_text_is_what_it_is_alone(mask: MaskKind, mode: str) -> None:
-    whole = flow(mask)
+def test_each_text_is_what_it_is_alone(mask: str, mode: str) -> None:
+    whole = flow(*MASKS[mask])
     whole = whole.last_token() if mode == "last_token" else whole.stage(PoolStage(mode))
     plain = whole.stage(NormalizeStage()).stage(LinearStage("head.weight")).build(WEIGHTS)
     texts = [(RNG.integers(0, 50, n).astype(np.int32), RNG.integers(0, 2, n).astype(np.int32)) for n in LENGTHS]

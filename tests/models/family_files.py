@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ LAYOUTS = gguf_layouts()
 
 # What GGUF files cannot say: Qwen's, SmolLM3's and Mixtral's windows, another activation, layer types out of the usual
 # order, a scale that is not of head_dim, GPT-2's scale by layer, scaled RoPE of layers with a window, YaRN with another
-# mscale, weights of experts that are not divided by their sum.
+# mscale, weights of experts that are not divided by their sum, another unit of gpt-oss, whether its YaRN truncates.
 UNFAITHFUL = {
     "llama_gelu",
     "qwen2_window",
@@ -44,6 +45,8 @@ UNFAITHFUL = {
     "mixtral_gelu",
     "mixtral_window",
     "qwen3_moe_sums",
+    "gpt_oss_plain",
+    "gpt_oss_truncated",
 }
 FAITHFUL = sorted(set(LAYOUTS) - UNFAITHFUL)
 
@@ -92,6 +95,15 @@ def _hybrid_candidates(array: Array, config: dict[str, Any]) -> Iterator[Array]:
         yield np.ascontiguousarray(tiled(array.T, value_dim).T)
 
 
+def _expert_candidates(array: Array) -> Iterator[Array]:
+    """gpt-oss: experts turned round, gate and up apart."""
+    if array.ndim == 3:
+        array = np.ascontiguousarray(np.swapaxes(array, 1, 2))
+        yield array
+    if array.ndim > 1:
+        yield from (np.ascontiguousarray(array[:, first::2]) for first in range(2))
+
+
 def _unrotated(pairs: int) -> dict[str, Array]:
     """Divisors of frequencies, of which any number of leading pairs keep theirs and the rest turns no more."""
     rows = np.arange(pairs)
@@ -121,7 +133,12 @@ def gguf_tensors(case: FamilyCase) -> dict[str, Array]:
     factors |= _unrotated(layout.shapes.get("rope_freqs.weight", (0,))[0])
     weights = case.weights()
     for array in (weights | factors | _stacks(weights)).values():
-        for candidate in (*_candidates(array, case.config), *_hybrid_candidates(array, case.config)):
+        candidates = (
+            _candidates(array, case.config),
+            _hybrid_candidates(array, case.config),
+            _expert_candidates(array),
+        )
+        for candidate in chain(*candidates):
             by_hash[hashlib.sha256(candidate.tobytes()).hexdigest()] = candidate
     tensors: dict[str, Array] = {}
     for name, digest in layout.hashes.items():

@@ -36,7 +36,12 @@ def names_of(op: str) -> list[str]:
 
 
 def attend(
-    query: Array, keys: list[Array], values: list[Array], attrs: dict[str, Any], bias: list[float] | None = None
+    query: Array,
+    keys: list[Array],
+    values: list[Array],
+    attrs: dict[str, Any],
+    bias: list[float] | None = None,
+    sink: float | None = None,
 ) -> list[float]:
     """One head of one query over the keys it sees, element by element."""
     cap = attrs["softcap"]
@@ -46,7 +51,7 @@ def attend(
     if bias is not None:
         scores = [score + extra for score, extra in zip(scores, bias, strict=True)]
     weights = [math.exp(score) for score in scores]
-    total = math.fsum(weights)
+    total = math.fsum(weights) + (0.0 if sink is None else math.exp(sink))
     return [math.fsum(w * v[d] for w, v in zip(weights, values, strict=True)) / total for d in range(len(values[0]))]
 
 
@@ -54,6 +59,7 @@ def attend(
 def test_attention_is_the_loop_over_heads_and_keys(sample: str) -> None:
     inputs, attrs, (result,) = run("attention", sample)
     q, k, v = inputs[:3]
+    sinks = inputs[-1] if "sinks" in sample else [None] * attrs["num_heads"]
     dim = q.shape[-1] // attrs["num_heads"]
     group = attrs["num_heads"] // attrs["num_kv_heads"]
     expected = np.zeros_like(result)
@@ -77,7 +83,7 @@ def test_attention_is_the_loop_over_heads_and_keys(sample: str) -> None:
                 elif attrs["mask"] == "relative":
                     last = inputs[3].shape[1] - 1
                     bias = [float(inputs[3][head, min(max(own - j + last // 2, 0), last)]) for j in seen]
-                expected[batch, row, part] = attend(q[batch, row, part], keys, values, attrs, bias)
+                expected[batch, row, part] = attend(q[batch, row, part], keys, values, attrs, bias, sinks[head])
     assert largest_difference(result, expected) <= TOLERANCE
 
 
@@ -95,7 +101,9 @@ def place_of_value(dtype: str, slot: int, d: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("sample", names_of("paged_attention"))
 def test_paged_attention_is_the_loop_over_positions(sample: str) -> None:
-    (q, k_cache, v_cache, positions, sequences, table), attrs, (result,) = run("paged_attention", sample)
+    inputs, attrs, (result,) = run("paged_attention", sample)
+    q, k_cache, v_cache, positions, sequences, table = inputs[:6]
+    sinks = inputs[6] if "sinks" in sample else [None] * attrs["num_heads"]
     dtype, page_size, dim = str(attrs["dtype"]), 16, 32
     group = attrs["num_heads"] // attrs["num_kv_heads"]
     expected = np.zeros_like(result)
@@ -111,7 +119,7 @@ def test_paged_attention_is_the_loop_over_positions(sample: str) -> None:
                 keys.append(np.array([key[place_of_key(dtype, slot, d)] for d in range(dim)]))
                 values.append(np.array([value[place_of_value(dtype, slot, d)] for d in range(dim)]))
             part = slice(head * dim, (head + 1) * dim)
-            expected[row, part] = attend(q[row, part], keys, values, attrs)
+            expected[row, part] = attend(q[row, part], keys, values, attrs, sink=sinks[head])
     # half a level of the block's largest value, where rows are rounded
     assert largest_difference(result, expected) <= (TOLERANCE if attrs["result"] == f32 else 1 / 252)
 

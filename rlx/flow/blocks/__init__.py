@@ -15,7 +15,7 @@ from rlx.flow.blocks.learned_positions import LearnedPositionsStage
 from rlx.flow.blocks.linear import LinearStage
 from rlx.flow.blocks.lm_head import LmHeadStage
 from rlx.flow.blocks.mask import MaskKind
-from rlx.flow.blocks.moe_mlp import MoeMlpStage, Routing
+from rlx.flow.blocks.moe_mlp import GatedUnit, MoeMlpStage, Routing
 from rlx.flow.blocks.named import NamedStage
 from rlx.flow.blocks.parallel import ParallelStage
 from rlx.flow.blocks.patch_embed import FirstAndMeanStage, LayerScaleStage, PatchEmbedStage, PrefixTokensStage
@@ -45,6 +45,7 @@ __all__ = [
     "FirstAndMeanStage",
     "GatedDeltaStage",
     "GatedKeys",
+    "GatedUnit",
     "GatherAddStage",
     "GatherStage",
     "GeGluMlpStage",

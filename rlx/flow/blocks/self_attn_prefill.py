@@ -33,6 +33,7 @@ class SelfAttnPrefillSpec:
         mask: which keys a query sees.
         score_scale: factor of the scores; None is `head_dim ** -0.5`.
         attn_logit_softcap: bound c of the scores, `c * tanh(s / c)`; None or <= 0 is off.
+        sinks_key: a score `[num_heads]` of a key without a value that every query sees, or None.
         rope_style: "half" pairs i with i + n_rot/2, "interleaved" 2i with 2i + 1.
     """
 
@@ -49,6 +50,7 @@ class SelfAttnPrefillSpec:
     score_scale: float | None = None
     attn_logit_softcap: float | None = None
     rope_style: str = "half"
+    sinks_key: str | None = None
 
     @staticmethod
     def hf_layer(prefix: str, num_heads: int, head_dim: int, num_kv_heads: int) -> SelfAttnPrefillSpec:
@@ -178,12 +180,14 @@ def rotate(ctx: FlowCtx, x: FlowValue, num_heads: int, pair: RopePair | None, st
 def attend(ctx: FlowCtx, spec: SelfAttnPrefillSpec, q: FlowValue, k: FlowValue, v: FlowValue) -> FlowValue:
     """Grouped-query attention: scale, soft cap, mask, softmax; gives `[..., seq, num_heads * head_dim]`."""
     cap = spec.attn_logit_softcap
+    sinks = () if spec.sinks_key is None else (ctx.load_plain(spec.sinks_key, (spec.num_heads,)),)
     return ctx.op(
         "attention",
         q,
         k,
         v,
         *spec.mask.resolve(ctx),
+        *sinks,
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
         scale=spec.head_dim**-0.5 if spec.score_scale is None else float(spec.score_scale),

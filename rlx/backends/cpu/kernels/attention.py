@@ -41,6 +41,7 @@ def _plan_attention(node: Node, target: Target) -> KernelPlan:
         "cache": str(node.inputs[1].type.dtype),
         "products": str(node.attrs["products"]),
         "out": str(node.attrs["result"]),
+        **({"sinks": True} if len(node.inputs) == 7 else {}),
     }
     tokens, table = node.inputs[3].type, node.inputs[5].type
     pages = (int_attr(node.attrs, "page_step"), int_attr(node.attrs, "page_offset"))
@@ -71,7 +72,7 @@ def _attention_why_not(node: Node, target: Target) -> str | None:
     plan=_plan_attention,
 )
 def build_attention(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: q, k_cache, v_cache, positions, sequences, page_table, out.
+    """Buffers: q, k_cache, v_cache, positions, sequences, page_table, (sinks), out.
 
     Sizes: sequences, pages of the table, pages of the cache, tokens, page step, page offset.
     """
@@ -103,9 +104,9 @@ class _Frame:
         self.scores = Scores(head_dim, page, float(config["scale"]), float(config["softcap"]), self.window > 0)
         self.cache, self.dtype = str(config["cache"]), DTYPES[str(config["out"])]
         self.operands: Operands = BF16_DOTS if config["products"] == "bf16" else OPERANDS[self.cache]
-        self.q, self.k, self.v, self.positions, self.sequences, self.table, self.out = (
-            body.buffer(i) for i in range(7)
-        )
+        self.q, self.k, self.v, self.positions, self.sequences, self.table = (body.buffer(i) for i in range(6))
+        self.sinks = body.buffer(6) if config.get("sinks") else None
+        self.out = body.buffer(6 if self.sinks is None else 7)
         self.group = self.heads // self.kv_heads
         self.entries = body.size(3) * self.group  # of one KV head: its query heads of each token
         rows, _ = register_tile(body.e.target)
@@ -188,21 +189,22 @@ def _attend(frame: _Frame, tile: Tile, kv_head: Val, first: Val, run: Val) -> No
     e = frame.e
     padded = (run + (tile.rows - 1)) // tile.rows * tile.rows
     with e.loop(0, padded) as row:
-        token, address = _place(frame, kv_head, first + e.minimum(row, run - 1))
+        token, head, address = _place(frame, kv_head, first + e.minimum(row, run - 1))
         limit = frame.body.size(1) * frame.scores.page
         position = frame.body.checked_index(e.load(frame.positions, I32, token).sext(I64), limit)
         lower = e.maximum(position - (frame.window - 1), 0) if frame.window else None
-        tile.set_row(row, e.at(frame.q, address, F32), lower, position + 1)
+        sink = None if frame.sinks is None else e.load(frame.sinks, F32, head)
+        tile.set_row(row, e.at(frame.q, address, F32), lower, position + 1, sink)
     sequence = e.load(frame.sequences, I32, first // frame.group).sext(I64)
     tile.run(_CachePages(frame, kv_head, sequence), padded)
     dtype = frame.dtype
     with e.loop(0, run) as row:
-        _, address = _place(frame, kv_head, first + row)
+        _, _, address = _place(frame, kv_head, first + row)
         tile.finish_row(row, e.at(frame.out, address // dtype.block_size * dtype.block_bytes), dtype)
 
 
-def _place(frame: _Frame, kv_head: Val, entry: Val) -> tuple[Val, Val]:
-    """The token of an entry, and where its row of q and of the result begins."""
+def _place(frame: _Frame, kv_head: Val, entry: Val) -> tuple[Val, Val, Val]:
+    """The token and the head of an entry, and where its row of q and of the result begins."""
     token = entry // frame.group
     head = kv_head * frame.group + entry % frame.group
-    return token, (token * frame.heads + head) * frame.scores.head_dim
+    return token, head, (token * frame.heads + head) * frame.scores.head_dim

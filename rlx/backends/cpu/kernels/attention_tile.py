@@ -122,14 +122,15 @@ class Tile:
         self.raw = e.local(F32, rows * scores.block)
         self.weights = e.local(I16, rows * scores.block) if operands.dots else self.raw
 
-    def set_row(self, row: Val, query: Val, lower: Val | None, upper: Val) -> None:
-        """Begin a row: the address of its query (float32) and the positions it sees."""
+    def set_row(self, row: Val, query: Val, lower: Val | None, upper: Val, sink: Val | None = None) -> None:
+        """Begin a row: the address of its query (float32), the positions it sees, and the score of its sink (f32)."""
         e, head_dim = self.e, self.scores.head_dim
         if lower is not None:
             e.store(lower, self.lowers, row)
         e.store(upper, self.uppers, row)
-        e.store(e.typed(NEG_INFINITY, F32), self.maximums, row)
-        e.store(e.typed(0.0, F32), self.totals, row)
+        # a sink is a first key, of weight 1 and without a value
+        e.store(e.typed(NEG_INFINITY, F32) if sink is None else sink * math.log2(math.e), self.maximums, row)
+        e.store(e.typed(0.0 if sink is None else 1.0, F32), self.totals, row)
         base = row * head_dim
         for start, (lanes,) in vector_runs(head_dim, 1):
             value = e.load(query, vec(F32, lanes), e.i64(start), F32) * self.scores.query_factor

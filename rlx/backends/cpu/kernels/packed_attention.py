@@ -28,7 +28,7 @@ from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
 from rlx.core.graph import Node
-from rlx.ops.attention import WINDOWED, WITH_OPERAND
+from rlx.ops.attention import WINDOWED, operands_without_sinks
 from rlx.ops.op import float_attr, int_attr, optional_float, static_axis
 
 KEY_BLOCK = 128
@@ -42,6 +42,7 @@ def _config(node: Node) -> dict[str, Setting]:
     cap, window = optional_float(node.attrs, "softcap"), node.attrs["window"]
     heads = int_attr(node.attrs, "num_heads")
     mask = str(node.attrs["mask"])
+    without = operands_without_sinks(mask) + (node.op == "packed_attention")
     columns = {"columns": static_axis(node.inputs[3].type, -1, "the mask")} if mask == "relative" else {}
     return {
         **columns,
@@ -53,6 +54,7 @@ def _config(node: Node) -> dict[str, Setting]:
         "mask": mask,
         "window": window if isinstance(window, int) and mask in WINDOWED else 0,
         "products": str(node.attrs.get("products", "f32")),
+        **({"sinks": True} if len(node.inputs) > without else {}),
     }
 
 
@@ -85,13 +87,13 @@ HELP = "32 query rows of a head at a time, a lane each"
 
 @kernel("packed_attention", "lanes", help=HELP, when=_packed_why_not, plan=_plan_packed)
 def build_packed(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: q, k, v, (what the mask adds), bounds, out. Sizes: rows, number of bounds. Units: rows, head by head."""
+    """Buffers: q, k, v, (what the mask adds), (sinks), bounds, out. Sizes: rows, bounds. Units: rows, head by head."""
     _build(_Frame(body, config))
 
 
 @kernel("attention", "lanes", help=HELP, when=always, plan=_plan_plain)
 def build_plain(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: q, k, v, (what the mask adds), out. Sizes: rows of q, queries and keys of a sequence. Units as above."""
+    """Buffers: q, k, v, (what the mask adds), (sinks), out. Sizes: rows of q, queries and keys of a sequence."""
     _build(_Frame(body, config))
 
 
@@ -107,7 +109,9 @@ class _Frame:
         self.mask, self.packed = str(config["mask"]), bool(config["packed"])
         self.q, self.k, self.v = (body.buffer(i) for i in range(3))
         self.columns = int(config.get("columns", 0))
-        after = 3 + (self.mask in WITH_OPERAND)
+        sinks_at = operands_without_sinks(self.mask)
+        self.sinks = body.buffer(sinks_at) if config.get("sinks") else None
+        after = sinks_at + (self.sinks is not None)
         self.added, self.bounds, self.out = body.buffer(3), body.buffer(after), body.buffer(after + self.packed)
         self.rows = body.size(0)
         wide = body.e.target.vector_bits >= 512
@@ -201,8 +205,10 @@ def _bound(frame: _Frame, index: Val) -> Val:
 
 def _tile(frame: _Frame, width: int, head: Val, row: Val, count: Val, sequence: _Sequence) -> None:
     e = frame.e
-    maximum = [e.var(NEG_INFINITY, VF) for _ in range(width)]
-    total = [e.var(0.0, VF) for _ in range(width)]
+    # a sink is a first key, of weight 1 and without a value
+    sink = e.typed(NEG_INFINITY, VF) if frame.sinks is None else e.splat(e.load(frame.sinks, F32, head))
+    maximum = [e.var(sink) for _ in range(width)]
+    total = [e.var(0.0 if frame.sinks is None else 1.0, VF) for _ in range(width)]
     largest = [e.var(NEG_INFINITY, VF) for _ in range(width)]
     tile = _Tile(frame, width, head, row, count, sequence, maximum, total, largest)
     _load_queries(tile)
