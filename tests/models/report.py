@@ -63,8 +63,8 @@ Precision `exact`, on the CPU: the largest difference of a logit from transforme
 ENCODERS = f"""## Encoders
 
 The last hidden state in the packed program, in the same way. {len(sentence_cases())} folders of sentence-transformers
-(embedding models, Qwen3-Embedding and EmbeddingGemma among them, and cross-encoders) give its vectors and scores to 1e-5
-(`tests/integration/test_sentences.py`).
+(embedding models, Qwen3-Embedding and EmbeddingGemma among them, and cross-encoders) give its vectors and scores to
+1e-5 (`tests/integration/test_sentences.py`).
 
 | `model_type` | read from | models | difference |
 | --- | --- | ---: | ---: |
