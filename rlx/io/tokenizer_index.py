@@ -191,6 +191,11 @@ class VocabularyIndex:
         """The ids that belong to every small vocabulary."""
         return set(self._arrays["always"].tolist())
 
+    def characters(self, text: str) -> set[str]:
+        """The characters of a text that are entries by themselves."""
+        found = self._matches(text, 1, _code_points(text), "")
+        return {self.strings[token] for token in found}
+
 
 class SmallVocabularies:
     """Makes the backend for one text at a time.
@@ -225,7 +230,10 @@ class SmallVocabularies:
         except UnicodeEncodeError:
             return None
         if self._byte_level:
-            ids = self._index.pieces("".join([BYTE_TO_CHARACTER[byte] for byte in raw]))
+            # a byte without an entry is dropped, and what stands on both sides of it may then be one piece
+            spelt = "".join([BYTE_TO_CHARACTER[byte] for byte in raw])
+            known = self._index.characters(spelt)
+            ids = self._index.pieces("".join([character for character in spelt if character in known]))
         else:
             ids = self._index.pieces(text.replace(" ", _SPACE), prefixed=_SPACE)
         if ids is None:

@@ -79,6 +79,7 @@ def test_default_model_ids_are_those_of_llama_cpp(smollm2: Fresh) -> None:
 @settings(max_examples=300)
 @example("<|im_start|>user\nHi<|im_end|>")
 @example(" ")
+@example("*\x1d:")
 @example("")
 def test_any_text_has_the_same_ids(smollm2: Fresh, whole: Tokenizer, text: str) -> None:
     tokenizer = smollm2()
