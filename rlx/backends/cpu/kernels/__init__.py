@@ -17,6 +17,7 @@ from rlx.backends.cpu.kernels import (
     pooling,
     rope,
     rows,
+    unfold,
 )
 
 FAMILIES = (
@@ -36,4 +37,5 @@ FAMILIES = (
     pooling,
     matmul,
     movement,
+    unfold,
 )
