@@ -42,6 +42,7 @@ class SelfAttentionStage:
         spec: what is attended to, and how.
         o_key: output projection `[hidden, num_heads * head_dim]`.
         qkv_bias, o_bias: add the biases that stand beside the weights (`...proj.bias`).
+        k_bias: whether k has one too, where `qkv_bias` adds them; it adds the same to every score of a query.
         head_norm: norm of q and k, or None.
         gate_key: a projection `[num_heads * head_dim, hidden]` whose sigmoid what attention gives is multiplied by, as
             in Qwen3-Next; None for no gate.
@@ -55,6 +56,7 @@ class SelfAttentionStage:
     head_norm: HeadNorm | None = None
     gate_key: str | None = None
     path: str = "self_attn"
+    k_bias: bool = True
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """`[..., seq, hidden]` to the same."""
@@ -62,13 +64,14 @@ class SelfAttentionStage:
         spec.check(ctx)
         pair = resolve_rope(ctx, spec, input)
         weights = load_qkv(ctx, spec, input.width)
-        q = self._project(ctx, input, weights.q)
-        k = self._project(ctx, input, weights.k)
-        v = k if weights.v is None else self._project(ctx, input, weights.v)
+        q = _project(ctx, input, weights.q, self.qkv_bias)
+        k = _project(ctx, input, weights.k, self.qkv_bias and self.k_bias)
+        v = k if weights.v is None else _project(ctx, input, weights.v, self.qkv_bias)
         width = spec.num_heads * spec.head_dim
         gate = None
         if self.gate_key is not None:
-            gate = self._project(ctx, input, ctx.load_param(self.gate_key, transpose=True, shape=(width, input.width)))
+            gate_weight = ctx.load_param(self.gate_key, transpose=True, shape=(width, input.width))
+            gate = _project(ctx, input, gate_weight, self.qkv_bias)
         if norm is not None:
             q = _normalise(ctx, q, norm.q_key, spec.num_heads, norm)
             k = _normalise(ctx, k, norm.k_key, spec.num_kv_heads, norm)
@@ -82,8 +85,9 @@ class SelfAttentionStage:
             attended, o_weight, load_bias(ctx, bias_key(self.o_key), input.width) if self.o_bias else None
         )
 
-    def _project(self, ctx: FlowCtx, x: FlowValue, weight: Operand) -> FlowValue:
-        return ctx.matmul(x, weight, load_bias(ctx, bias_key(weight.key), weight.shape[1]) if self.qkv_bias else None)
+
+def _project(ctx: FlowCtx, x: FlowValue, weight: Operand, bias: bool) -> FlowValue:
+    return ctx.matmul(x, weight, load_bias(ctx, bias_key(weight.key), weight.shape[1]) if bias else None)
 
 
 def _normalise(ctx: FlowCtx, x: FlowValue, key: str, num_heads: int, norm: HeadNorm) -> FlowValue:
