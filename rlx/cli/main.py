@@ -26,6 +26,7 @@ COMMANDS = (
     "chat",
     "embed",
     "classify",
+    "transcribe",
     "bench",
     "profile",
     "explain",
@@ -49,7 +50,7 @@ def _root(
         bool, option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Run transformer language models, compiled on this machine.
+    """Run transformer models, compiled on this machine.
 
     Example: rlx generate "The capital of France is"
 

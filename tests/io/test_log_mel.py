@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rlx.errors import InputError
-from rlx.io.log_mel import log_mel, mel_filters
 from rlx.io.audio_rate import resample
+from rlx.io.log_mel import log_mel, mel_filters
 from tests.references.load_speech import feature_cases
 
 

@@ -153,7 +153,7 @@ def rules() -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def main(names: list[str]) -> None:
     """Record the named cases, or every case that there is no answer for."""
-    makers = {name: (lambda name=name: answer(name)) for name in CASES}
+    makers: dict[str, Any] = {name: (lambda name=name: answer(name)) for name in CASES}
     makers |= {f"features_{bins}": (lambda bins=bins: features(bins)) for bins in (80, 128)}
     makers["rules"] = rules
     recorded = {path.stem for path in (ANSWERS / KIND).glob("*.json")}
