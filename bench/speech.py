@@ -112,13 +112,20 @@ def peer_transcriber(compute_type: str, threads: int) -> Callable[[Path, int], s
     return transcribe
 
 
+def own_transcriber(precision: str, threads: int) -> Callable[[Path, int], str]:
+    """RLX: a file and the size of a beam to the text."""
+    model = rlx.load(MODEL, precision=precision, threads=threads)
+
+    def transcribe(file: Path, beam: int) -> str:
+        return model.transcribe(file, beam_size=beam).text
+
+    return transcribe
+
+
 def measure(system: str, file: Path, beam: int, threads: int) -> tuple[float, str]:
     """Seconds of one run after a warm one, and the text."""
     if system.startswith("rlx"):
-        model = rlx.load(MODEL, precision=SYSTEMS[system], threads=threads)
-
-        def transcribe(file: Path, beam: int) -> str:
-            return model.transcribe(file, beam_size=beam).text
+        transcribe = own_transcriber(SYSTEMS[system], threads)
     else:
         transcribe = peer_transcriber(SYSTEMS[system], threads)
     transcribe(file, beam)

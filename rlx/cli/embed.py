@@ -5,7 +5,6 @@ In: a text file, one text a line, or stdin; or pictures. Out: JSON lines on stdo
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlx.cli import options as flags
+from rlx.cli.lines import TextProgress, read_lines
 from rlx.cli.output import use_utf8, write_json
-from rlx.cli.reporting import is_terminal, remark
+from rlx.cli.reporting import remark
 from rlx.cli.units import seconds_text
 from rlx.errors import OptionError, StorageError
 
@@ -79,10 +79,10 @@ def embed_command(
         with loaded(load) as images:
             _embed(image or [], output, quiet, "images", images.embed_images)
         return
-    texts = _read_lines(file)
+    texts = read_lines(file)
     with loaded_encoder(load) as encoder:
 
-        def embed(items: list[str], *, progress: _Progress | None) -> NDArray[np.float32]:
+        def embed(items: list[str], *, progress: TextProgress | None) -> NDArray[np.float32]:
             return encoder.embed(items, prompt=prompt, prompt_name=prompt_name, progress=progress)
 
         _embed(texts, output, quiet, "texts", embed)
@@ -94,7 +94,7 @@ def _embed(
     """Make the vectors and write them."""
     use_utf8()
     start = time.perf_counter()
-    vectors = embed(items, progress=None if quiet else _Progress(what))
+    vectors = embed(items, progress=None if quiet else TextProgress(what))
     seconds = time.perf_counter() - start
     if output is None:
         for index, vector in enumerate(vectors):
@@ -103,41 +103,6 @@ def _embed(
         _save(Path(output), vectors)
     if not quiet:
         remark(f"{len(items)} {what} in {seconds_text(seconds)} ({len(items) / seconds:.0f} {what}/s)")
-
-
-class _Progress:
-    """A line on stderr that counts: in place at a terminal, every quarter elsewhere."""
-
-    def __init__(self, what: str, write: Callable[[str], object] | None = None) -> None:
-        self._what, self._write = what, write or sys.stderr.write
-        self._quarter = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if is_terminal(sys.stderr):
-            self._write(f"\r{done} of {total} {self._what}" + ("\n" if done == total else ""))
-        elif 4 * done // total > self._quarter:
-            self._quarter = 4 * done // total
-            remark(f"{done} of {total} {self._what}")
-
-
-def _read_lines(file: str) -> list[str]:
-    """The texts.
-
-    Raises:
-        OptionError: the file cannot be read, is not UTF-8, or has no line.
-    """
-    where = "stdin" if file == "-" else file
-    try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        text = raw.decode()
-    except (OSError, AttributeError) as error:  # a closed stdin is None
-        raise OptionError("the texts cannot be read", where=where, found=str(error)) from None
-    except UnicodeDecodeError as error:
-        raise OptionError("the texts are not UTF-8", where=where, found=str(error), fix="convert them") from None
-    lines = text.removesuffix("\n").split("\n") if text else []
-    if not lines:
-        raise OptionError("there is no text", where=where, expected="one text a line")
-    return [line.removesuffix("\r") for line in lines]
 
 
 def _save(path: Path, vectors: NDArray[np.float32]) -> None:

@@ -25,6 +25,7 @@ COMMANDS = (
     "generate",
     "chat",
     "embed",
+    "rerank",
     "classify",
     "transcribe",
     "bench",

@@ -24,7 +24,7 @@ from rlx.cli.peers.work import Work
 from rlx.cli.process import peak_rss_bytes, seconds_since_start
 from rlx.cli.runner import RLX, ModelRunner
 from rlx.config import OBJECT_CACHE, child_environment
-from rlx.errors import ContextLengthError, RlxError
+from rlx.errors import ContextLengthError, RlxError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from rlx.cli.peers.find import PeerRequest
@@ -197,11 +197,18 @@ def _check_lengths(works: Sequence[Work], model: Model) -> None:
 
 
 def first_token(model: LoadedModel) -> Start:
-    """Generate one token now, or encode one text, and say how long ago this process was started."""
+    """Generate one token now, or encode one text, and say how long ago this process was started.
+
+    Raises:
+        UnsupportedModelError: the model does neither.
+    """
+    from rlx.runtime.encoder import Encoder
     from rlx.runtime.model import Model
 
     if isinstance(model, Model):
         model.generate(FIRST_PROMPT, max_tokens=1, temperature=0.0)
+    elif not isinstance(model, Encoder):
+        raise UnsupportedModelError("only models of texts are measured", where=model.name, found=model.kind)
     elif model.embeds:
         model.embed([FIRST_PROMPT])
     else:

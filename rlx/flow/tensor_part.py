@@ -7,7 +7,8 @@ are read as matrices. Next: `weights.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,15 @@ class TensorPart:
     transposed: bool = False
     stored: tuple[int, ...] | None = None
     shown: tuple[int, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensor in the checkpoint, as `TensorStack` lists its own."""
+        return (self.name,)
+
+    def without_prefix(self, prefix: str) -> TensorPart:
+        """The same of a tensor whose name lacks a prefix."""
+        return replace(self, name=self.name.removeprefix(prefix))
 
     def shape(self, info: TensorInfo) -> tuple[int, ...]:
         """The weight's shape.
@@ -78,6 +88,37 @@ class TensorPart:
         by_row = data.reshape(count, -1)
         parts = [by_row[start:stop] for start, stop in self.rows]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStack:
+    """Tensors of one shape and type one above another: a weight `[count, ...]`, as the experts of a layer.
+
+    Attributes:
+        names: the tensors in the checkpoint, in order.
+    """
+
+    names: tuple[str, ...]
+
+    def without_prefix(self, prefix: str) -> TensorStack:
+        """The same of tensors whose names lack a prefix."""
+        return TensorStack(tuple(name.removeprefix(prefix) for name in self.names))
+
+    def type_of(self, infos: Sequence[TensorInfo]) -> tuple[DType, tuple[int, ...]]:
+        """Element type and shape of the stack.
+
+        Raises:
+            UnsupportedModelError: the tensors differ in shape or type.
+        """
+        first = infos[0]
+        for info in infos:
+            if (info.shape, info.dtype) != (first.shape, first.dtype):
+                raise UnsupportedModelError(
+                    "experts of one layer have different shapes or types",
+                    found=f"{info.name}: {info.dtype}{list(info.shape)}",
+                    expected=f"{first.dtype}{list(first.shape)}, as {first.name}",
+                )
+        return first.dtype, (len(infos), *first.shape)
 
 
 def _bits(dtype: DType) -> type[np.generic]:

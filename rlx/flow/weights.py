@@ -17,7 +17,7 @@ from rlx.core.dtype import bf16, f16, f32, f64, from_numpy
 from rlx.core.storage import decode
 from rlx.core.type import TensorType
 from rlx.errors import InputError, MissingTensorError
-from rlx.flow.tensor_part import TensorPart
+from rlx.flow.tensor_part import TensorPart, TensorStack
 from rlx.io.checkpoint import Checkpoint, TensorInfo, usable_tensor
 from rlx.io.identity import Identity
 
@@ -148,7 +148,7 @@ class MappedWeights:
             checkpoint lacks.
     """
 
-    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str | TensorPart]) -> None:
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str | TensorPart | TensorStack]) -> None:
         self.checkpoint = checkpoint
         self._parts = {key: TensorPart(name) if isinstance(name, str) else name for key, name in names.items()}
 
@@ -159,20 +159,25 @@ class MappedWeights:
             UnsupportedModelError: the tensor has a type RLX cannot compute with.
         """
         part = self._part(key)
+        if isinstance(part, TensorStack):
+            names = [usable_tensor(self.checkpoint.tensors, name, self.checkpoint.path) for name in part.names]
+            return TensorType(*part.type_of(names))
         info = usable_tensor(self.checkpoint.tensors, part.name, self.checkpoint.path)
         return TensorType(f32 if _is_given_as_float32(info) else info.dtype, part.shape(info))
 
     def __contains__(self, key: object) -> bool:
         part = self._parts.get(str(key))
-        return part is not None and part.name in self.checkpoint.tensors
+        return part is not None and all(name in self.checkpoint.tensors for name in _names(part))
 
     def keys(self) -> Iterable[str]:
         """Every key whose tensor the checkpoint holds."""
-        return [key for key, part in self._parts.items() if part.name in self.checkpoint.tensors]
+        return [key for key in self._parts if key in self]
 
     def raw(self, key: str) -> NDArray[np.uint8]:
         """See `WeightSource.raw`: a view of the mapped file, or a copy for a converted vector."""
         part = self._part(key)
+        if isinstance(part, TensorStack):
+            return np.concatenate([self.checkpoint.data(name) for name in part.names])
         info = self.checkpoint.tensors[part.name]
         data = part.bytes_of(info, self.checkpoint.data(part.name))
         if not _is_given_as_float32(info):
@@ -181,12 +186,13 @@ class MappedWeights:
 
     def release(self, key: str) -> None:
         """See `WeightSource.release`."""
-        self.checkpoint.release(self._part(key).name)
+        for name in _names(self._part(key)):
+            self.checkpoint.release(name)
 
     def describe(self, key: str) -> str:
         """Where a weight is looked for, for a message."""
         part = self._parts.get(key)
-        return f"{(part.name if part else key)!r} in {self.checkpoint.path}"
+        return f"{', '.join(map(repr, _names(part) if part else (key,)))} in {self.checkpoint.path}"
 
     def identity(self) -> Identity | None:
         """That of the checkpoint together with the names the keys stand for."""
@@ -196,9 +202,10 @@ class MappedWeights:
         )
         return Identity(digest.hexdigest(), source.name)
 
-    def _part(self, key: str) -> TensorPart:
+    def _part(self, key: str) -> TensorPart | TensorStack:
         if key not in self:
-            name = self._parts[key].name if key in self._parts else key
+            wanted = _names(self._parts[key]) if key in self._parts else (key,)
+            name = next(name for name in wanted if name not in self.checkpoint.tensors)
             raise MissingTensorError(
                 "the checkpoint does not hold this tensor",
                 where=str(self.checkpoint.path),
@@ -206,6 +213,10 @@ class MappedWeights:
                 expected=f"the weight {key}" if name != key else None,
             )
         return self._parts[key]
+
+
+def _names(part: TensorPart | TensorStack) -> tuple[str, ...]:
+    return part.names if isinstance(part, TensorStack) else (part.name,)
 
 
 def _is_given_as_float32(info: TensorInfo) -> bool:

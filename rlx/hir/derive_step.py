@@ -6,16 +6,18 @@ In: a graph `tokens: i32[batch, seq] -> logits`. Out: a graph over T tokens of a
     -> logits: f32[R, vocab]   k_cache.i, v_cache.i   and every tap
 
 `[batch, seq, ...]` collapses to `[T, ...]`, attention becomes an append to the paged cache and attention over its
-pages, positions become an input. An op that carries a state from row to row takes its step form; the program then has
-the inputs `bounds: i32[S + 1]`, `slots: i32[S]` and `state: f32[C, width]` besides, and gives the state back. Cross
-attention over an input `source` reads pages that a program of its own fills once for each source (`derive_source.py`).
-A value that only the logits need is computed for their R rows alone, from the last op that mixes rows on. Which values
-have rows is found by `row_kinds.py`; next: `rlx/mir/`.
+pages, positions become an input. Attention to the keys and values of an earlier layer reads that layer's pages. An op
+that carries a state from row to row takes its step form; the program then has the inputs `bounds: i32[S + 1]`,
+`slots: i32[S]` and `state: f32[C, width]` besides, and gives the state back. Cross attention over an input `source`
+reads pages that a program of its own fills once for each source (`derive_source.py`). A value that only the logits need
+is computed for their R rows alone, from the last op that mixes rows on. Which values have rows is found by
+`row_kinds.py`; next: `rlx/mir/`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from rlx.core.dim import Dim, Size
 from rlx.core.dtype import DType, f32, i32
@@ -34,6 +36,10 @@ TOKENS, SEQUENCES, PAGES_OF_SEQUENCE = Dim("T"), Dim("S"), Dim("P")
 LOGIT_ROWS, PAGES, SLOTS = Dim("R", min=0), Dim("N"), Dim("C")
 STATE_ALIGNMENT = 16
 """Floats: the state of an op starts on a cache line."""
+
+
+_Kept: TypeAlias = "tuple[Value, Value, int]"
+"""Keys, values and number of KV heads, which say what the cache holds for an attention node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,9 @@ class DerivedStep:
 
     Attributes:
         graph: the step program.
-        layers: what each attention layer caches, in order. Layers whose keys have one shape share the caches
-            `k_cache.i` and `v_cache.i`, page by page, so that a short text fills memory from one end.
+        layers: what each attention layer with keys and values of its own caches, in order. Layers whose keys have one
+            shape share the caches `k_cache.i` and `v_cache.i`, page by page, so that a short text fills memory from one
+            end.
         page_size: positions per page.
         cache_dtype: element type of the caches.
         state_width: floats of recurrent state of one sequence, in all layers; 0 for a flow without.
@@ -131,12 +138,33 @@ def derive_step(graph: Graph, page_size: int = 32, cache_dtype: DType = f32) -> 
 
 
 def needed_for_all(graph: Graph, rows: RowKinds) -> set[Value]:
-    """The values that have to be computed for all T tokens: attention and taps need them, directly or not."""
+    """The values that have to be computed for all T tokens: attention and taps need them, directly or not.
+
+    Attention to keys and values that are in the cache already does not: it can be computed for some rows alone.
+    """
+    readers = _readers(graph)
     wide = {value for name, value in graph.outputs if name != "logits" and rows[value] is not Kind.LAST}
     for node in reversed(graph.nodes):
-        if node.op == "attention" or node.op in STATE_FORMS or any(value in wide for value in node.outputs):
+        mixes = node.op in STATE_FORMS or (node.op == "attention" and node not in readers)
+        if mixes or any(value in wide for value in node.outputs):
             wide.update(value for value in node.inputs if rows[value] is not Kind.STATIC)
     return wide
+
+
+def _readers(graph: Graph) -> set[Node]:
+    """The attention nodes whose keys and values an earlier one has appended to the cache."""
+    appended: set[_Kept] = set()
+    readers: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "attention":
+            if _kept(node) in appended:
+                readers.add(node)
+            appended.add(_kept(node))
+    return readers
+
+
+def _kept(node: Node) -> _Kept:
+    return node.inputs[1], node.inputs[2], int_attr(node.attrs, "num_kv_heads")
 
 
 class _Derivation:
@@ -160,6 +188,9 @@ class _Derivation:
         self.source = (
             None if rows.source is None else SourceDerivation(graph, rows, self.builder, page_size, cache_dtype)
         )
+        self.readers = _readers(graph)
+        self.pages: dict[_Kept, dict[str, AttrValue]] = {}
+        self.index_of_rows: tuple[Value, Value] | None = None
 
     def run(self) -> DerivedStep:
         """Emit every node, then name the outputs."""
@@ -199,7 +230,12 @@ class _Derivation:
         elif self.source is not None and is_cross_attention(node, self.rows):
             self.full[node.output] = self.source.attend(node, self.full[node.inputs[0]])
         elif node.op == "attention":
-            self.full[node.output] = self.cached_attention(node)
+            if node not in self.readers:
+                self.append_to_cache(node)
+            if node in self.readers and node.output not in wide:
+                self.few[node.output] = self.cached_attention(node, few=True)
+            else:
+                self.full[node.output] = self.cached_attention(node)
         elif node.op in STATE_FORMS:
             self.full[node.output] = self.stepped_state(node)
         elif any(value in wide for value in node.outputs):
@@ -221,26 +257,43 @@ class _Derivation:
         """The node over `[count, inner...]` in place of `[batch, seq, inner...]`."""
         return collapsed(Emitter(self.builder, node.location), node, operands, self.rows, count)
 
-    def cached_attention(self, node: Node) -> Value:
-        """Append k and v of the tokens to the cache, then attend over its pages."""
-        q, k, v = (self.full[value] for value in node.inputs)
+    def append_to_cache(self, node: Node) -> None:
+        """Append k and v of the tokens to the cache, in pages of the layer's own."""
+        _, k, v = node.inputs
         num_kv_heads, head_dim = key_shape(node)
-        window = int_attr(node.attrs, "window") if node.attrs["mask"] == "sliding" else None
         cache = self.cache_of((num_kv_heads, head_dim))
-        emit = Emitter(self.builder, node.location)
-        index = (self.positions, self.sequences, self.page_table)
         pages: dict[str, AttrValue] = {"page_step": cache.layers, "page_offset": cache.used}
-        updated = emit.many("cache_append", *cache.values, k, v, *index, dtype=self.cache_dtype, **pages)
+        index = (self.positions, self.sequences, self.page_table)
+        operands = (*cache.values, self.full[k], self.full[v], *index)
+        updated = Emitter(self.builder, node.location).many("cache_append", *operands, dtype=self.cache_dtype, **pages)
         cache.values, cache.used = (updated[0], updated[1]), cache.used + 1
-        self.layers.append(LayerCache(num_kv_heads, head_dim, window))
+        self.pages[_kept(node)] = pages
+        self.layers.append(LayerCache(num_kv_heads, head_dim, _window(node)))
+
+    def cached_attention(self, node: Node, few: bool = False) -> Value:
+        """Attend over the pages that hold k and v, from all tokens or from the logit rows alone."""
+        caches, q = self.cache_of(key_shape(node)).values, node.inputs[0]
         attrs = {name: node.attrs[name] for name in ("num_heads", "num_kv_heads", "scale", "softcap")}
-        return emit("paged_attention", q, *updated, *index, **attrs, window=window, dtype=self.cache_dtype, **pages)
+        attrs |= {"window": _window(node), "dtype": self.cache_dtype, **self.pages[_kept(node)]}
+        queries, index = self.full.get(q), (self.positions, self.sequences)
+        if few or queries is None:
+            queries, index = self.at_logit_rows(q, node.location), self.index_at_logit_rows(node.location)
+        emit = Emitter(self.builder, node.location)
+        return emit("paged_attention", queries, *caches, *index, self.page_table, **attrs)
+
+    def index_at_logit_rows(self, location: Location) -> tuple[Value, Value]:
+        """Position and sequence of the logit rows; gathered once."""
+        if self.index_of_rows is None:
+            emit = Emitter(self.builder, location)
+            position, sequence = (emit("take_rows", x, self.logit_rows) for x in (self.positions, self.sequences))
+            self.index_of_rows = position, sequence
+        return self.index_of_rows
 
     def cache_of(self, shape: tuple[int, int]) -> _SharedCache:
         """The cache of all layers with this number of KV heads and this head_dim; made when the first one is met."""
         if shape not in self.caches:
             own = [n for n in self.graph.nodes if n.op == "attention" and not is_cross_attention(n, self.rows)]
-            layers = sum(key_shape(node) == shape for node in own)
+            layers = sum(key_shape(node) == shape for node in own if node not in self.readers)
             index = len(self.caches)
             key_type, value_type = cache_types(PAGES * layers, *shape, self.page_size, self.cache_dtype)
             keys = self.builder.input(f"k_cache.{index}", key_type)
@@ -272,3 +325,7 @@ def _state_width(node: Node) -> int:
     """Floats of state of one sequence, in whole cache lines."""
     width = STATE_FORMS[node.op].width(tuple(value.type for value in node.inputs), node.attrs)
     return -(-width // STATE_ALIGNMENT) * STATE_ALIGNMENT
+
+
+def _window(node: Node) -> int | None:
+    return int_attr(node.attrs, "window") if node.attrs["mask"] == "sliding" else None

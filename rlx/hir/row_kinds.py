@@ -19,6 +19,7 @@ from rlx.core.graph import Graph, Node, Value
 from rlx.errors import FlowError
 from rlx.ops.elementwise import SCALAR_OPS
 from rlx.ops.op import lookup
+from rlx.ops.packed_attention import PACKED_MASKS
 from rlx.ops.recurrent_state import STATE_FORMS
 
 
@@ -58,7 +59,7 @@ class RowRules:
 
 
 STEP_RULES = RowRules(("causal", "sliding"), ("last_token",), states=True, source="source")
-PACKED_RULES = RowRules(("none", "causal", "sliding"), ("last_token", "pool_tokens"), inputs=("token_types",))
+PACKED_RULES = RowRules(PACKED_MASKS, ("last_token", "pool_tokens"), inputs=("token_types",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,10 @@ def _check_attention(node: Node, rows: RowKinds) -> None:
             f"attention with the mask kind {node.attrs['mask']} cannot be derived",
             "use " + " or ".join(f"MaskKind.{mask}()" for mask in rows.rules.masks),
         )
-    if any(rows[value] is not Kind.TOKEN or len(rows.inner(value)) != 1 for value in node.inputs):
+    if any(rows[value] is not Kind.TOKEN or len(rows.inner(value)) != 1 for value in node.inputs[:3]):
         refuse(node, "attention has to run over all tokens of the sequence")
+    if any(rows[value] is not Kind.STATIC for value in node.inputs[3:]):
+        refuse(node, "what attention adds to its scores depends on the tokens")
 
 
 def _check_state(node: Node, rows: RowKinds) -> None:

@@ -63,6 +63,7 @@ class TokenizerFacts:
         prefix_ids, suffix_ids: what `encode(add_special=True)` puts around a text.
         post_process: the library's post-processor puts it there instead.
         leading_space: a space was put before the text, so that decoding takes one away.
+        token_types: the model is told which of two texts a token is from; else all tokens have type 0.
         symbols: the vocabulary by id; empty to ask the library.
     """
 
@@ -75,6 +76,7 @@ class TokenizerFacts:
     suffix_ids: tuple[int, ...] = ()
     post_process: bool = False
     leading_space: bool = False
+    token_types: bool = True
     symbols: Sequence[str] = field(default=(), repr=False)
 
     def to_plain(self) -> dict[str, Any]:
@@ -218,7 +220,8 @@ class Tokenizer:
         first.truncate(lengths[0])
         if facts.post_process:
             whole = self.backend.post_process(first, second)
-            return TypedTokens(list(whole.ids), list(whole.type_ids))
+            types = list(whole.type_ids) if facts.token_types else [0] * len(whole.ids)
+            return TypedTokens(list(whole.ids), types)
         if second is not None:
             raise InputError("this tokenizer does not say how two texts are put together")
         ids = [*facts.prefix_ids, *first.ids, *facts.suffix_ids]

@@ -37,8 +37,21 @@ def build(folder: Path) -> Tokenizer:
             added_ids=frozenset(added),
             post_process=True,
             leading_space=leading_space,
+            token_types=_gives_token_types(files[0]),
         ),
     )
+
+
+# Classes of transformers that stand for a tokenizer.json as it is; from version 5 on they give no token types.
+_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+def _gives_token_types(config: dict[str, Any]) -> bool:
+    """Whether transformers passes on the types that the post-processor gives: what the file says, or the class does."""
+    names = config.get("model_input_names")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return config.get("tokenizer_class") not in _PLAIN_CLASSES
 
 
 def _load(path: Path) -> Any:

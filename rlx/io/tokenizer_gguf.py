@@ -1,14 +1,15 @@
 """Builds a `Tokenizer` from the `tokenizer.ggml.*` metadata of a GGUF file.
 
-Two kinds of vocabulary: "gpt2" (byte-level BPE with merges) and "llama" (SentencePiece BPE with scores and byte
-fallback). Source: docs/gguf.md of the ggml project and llama.cpp's llama-vocab.cpp for what each name means.
+The vocabularies of language models: "gpt2" (byte-level BPE with merges) and "llama" (SentencePiece BPE with scores and
+byte fallback); those of encoders are in `tokenizer_encoder.py`. Source: docs/gguf.md of the ggml project and
+llama.cpp's llama-vocab.cpp for what each name means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,87 +20,37 @@ from rlx.io.gguf import GGUFFile, open_gguf
 from rlx.io.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from rlx.io.string_array import StringArray
 from rlx.io.tokenizer import END_OF_TURN, Tokenizer, TokenizerFacts
+from rlx.io.tokenizer_description import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Description
 from rlx.io.tokenizer_index import Arrays, SmallVocabularies, VocabularyIndex, index_arrays
 
-# tokenizer.ggml.token_type
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 _SPACE = "\u2581"
 
 
 def build(file: Checkpoint) -> Tokenizer:
     """The tokenizer of a GGUF file; see `tokenizer.tokenizer_from_gguf`."""
-    description = _Description(file)
+    description = Description(file)
     model = description.text("model")
     if model == "gpt2":
         return _byte_level(description)
     if model == "llama":
         return _sentencepiece(description)
+    if model in ("bert", "t5"):
+        from rlx.io.tokenizer_encoder import build_encoder_tokenizer
+
+        return build_encoder_tokenizer(description, model)
     raise TokenizerError(
         "the file has no vocabulary that RLX can use",
         where=f"{file.path}, tokenizer.ggml.model",
         found=repr(model),
-        expected="'gpt2' or 'llama'",
+        expected="'gpt2', 'llama', 'bert' or 't5'",
         fix="use the Hugging Face folder of the model, whose tokenizer.json says everything",
     )
 
 
-class _Description:
-    """The checked metadata under `tokenizer.ggml.`."""
-
-    def __init__(self, file: Checkpoint) -> None:
-        self.path, self.metadata = file.path, file.metadata
-        tokens = self.metadata.get("tokenizer.ggml.tokens")
-        if not isinstance(tokens, StringArray) or not tokens:
-            raise self.error("tokens", "the file has no vocabulary")
-        self.tokens: list[str] = tokens.decoded()
-        self.longest_token = tokens.longest()  # in bytes
-        types = self.numbers("token_type")
-        self.types: NDArray[Any] = np.ones(len(self.tokens), np.int32) if types is None else types
-
-    def error(self, key: str, what: str, found: object = None, expected: object = None) -> TokenizerError:
-        return TokenizerError(what, where=f"{self.path}, tokenizer.ggml.{key}", found=found, expected=expected)
-
-    def text(self, key: str) -> str:
-        value = self.metadata.get(f"tokenizer.ggml.{key}", "")
-        if not isinstance(value, str):
-            raise self.error(key, "the value is not a string", found=type(value).__name__)
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.metadata.get(f"tokenizer.ggml.{key}", default)
-        if not isinstance(value, bool):
-            raise self.error(key, "the value is not a truth value", found=repr(value))
-        return value
-
-    def token_id(self, key: str) -> int | None:
-        value = self.metadata.get(f"tokenizer.ggml.{key}")
-        if value is None or value == 0xFFFFFFFF:  # llama.cpp's "no such token"
-            return None
-        if not isinstance(value, int) or not 0 <= value < len(self.tokens):
-            raise self.error(key, "a token id is outside the vocabulary", value, f"0 to {len(self.tokens) - 1}")
-        return value
-
-    def numbers(self, key: str) -> NDArray[Any] | None:
-        value = self.metadata.get(f"tokenizer.ggml.{key}")
-        if value is None:
-            return None
-        if not isinstance(value, np.ndarray):
-            raise self.error(key, "the value is not an array of numbers", found=type(value).__name__)
-        numbers = cast(NDArray[Any], value)
-        if len(numbers) != len(self.tokens):
-            raise self.error(
-                key, "there is not one value per token", f"{len(numbers)} values", f"{len(self.tokens)} values"
-            )
-        return numbers
-
-    def ids_of_type(self, *types: int) -> list[int]:
-        return np.flatnonzero(np.isin(self.types, types)).tolist()
-
-
-def _facts(description: _Description, **how: Any) -> TokenizerFacts:
+def _facts(description: Description, **how: Any) -> TokenizerFacts:
     """What does not depend on the kind of vocabulary. `how`: style, leading_space, add_bos (the default)."""
     bos_id, eos_id = description.token_id("bos_token_id"), description.token_id("eos_token_id")
-    special = frozenset(description.ids_of_type(_CONTROL, _UNKNOWN))
+    special = frozenset(description.ids_of_type(CONTROL, UNKNOWN))
     ends = {eos_id, description.token_id("eot_token_id"), description.token_id("eom_token_id")}
     ends |= {token_id for token_id in special if description.tokens[token_id] in END_OF_TURN}
     add_bos = description.flag("add_bos_token", how.pop("add_bos"))
@@ -108,7 +59,7 @@ def _facts(description: _Description, **how: Any) -> TokenizerFacts:
         bos_id=bos_id,
         eos_ids=frozenset(token_id for token_id in ends if token_id is not None),
         special_ids=special,
-        added_ids=special | frozenset(description.ids_of_type(_USER_DEFINED)),
+        added_ids=special | frozenset(description.ids_of_type(USER_DEFINED)),
         prefix_ids=(bos_id,) if add_bos and bos_id is not None else (),
         suffix_ids=(eos_id,) if add_eos and eos_id is not None else (),
         symbols=description.tokens,
@@ -116,14 +67,14 @@ def _facts(description: _Description, **how: Any) -> TokenizerFacts:
     )
 
 
-def _byte_level(description: _Description) -> Tokenizer:
+def _byte_level(description: Description) -> Tokenizer:
     rules = _pre_tokenizer(description)
     backend = _backend(description, _listed_merges(description), ignore_merges=rules.ignore_merges)
     _follow_rules(backend, rules)
     return Tokenizer(backend, _byte_level_facts(description, rules))
 
 
-def _byte_level_facts(description: _Description, rules: PreTokenizer) -> TokenizerFacts:
+def _byte_level_facts(description: Description, rules: PreTokenizer) -> TokenizerFacts:
     return _facts(description, style="byte_level", add_bos=rules.add_bos)
 
 
@@ -138,7 +89,7 @@ def _follow_rules(backend: Any, rules: PreTokenizer) -> None:
     backend.decoder = decoders.ByteLevel()
 
 
-def _pre_tokenizer(description: _Description) -> PreTokenizer:
+def _pre_tokenizer(description: Description) -> PreTokenizer:
     name = description.text("pre")
     rules = PRE_TOKENIZERS.get(name)
     if rules is None:
@@ -146,7 +97,7 @@ def _pre_tokenizer(description: _Description) -> PreTokenizer:
     return rules
 
 
-def _listed_merges(description: _Description) -> list[tuple[str, str]]:
+def _listed_merges(description: Description) -> list[tuple[str, str]]:
     merges = description.metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, StringArray):
         raise description.error("merges", "a BPE vocabulary needs its merges", found="none")
@@ -156,7 +107,7 @@ def _listed_merges(description: _Description) -> list[tuple[str, str]]:
     return merges.pairs()
 
 
-def _sentencepiece(description: _Description) -> Tokenizer:
+def _sentencepiece(description: Description) -> Tokenizer:
     leading_space = description.flag("add_space_prefix", True)
     unknown = description.token_id("unknown_token_id")
     unknown_token = None if unknown is None else description.tokens[unknown]
@@ -165,7 +116,7 @@ def _sentencepiece(description: _Description) -> Tokenizer:
     return Tokenizer(backend, _sentencepiece_facts(description, leading_space))
 
 
-def _sentencepiece_facts(description: _Description, leading_space: bool) -> TokenizerFacts:
+def _sentencepiece_facts(description: Description, leading_space: bool) -> TokenizerFacts:
     return _facts(description, style="sentencepiece", add_bos=True, leading_space=leading_space)
 
 
@@ -183,12 +134,12 @@ def _follow_sentencepiece(backend: Any, leading_space: bool) -> None:
     )
 
 
-def _scored_merges(description: _Description) -> list[tuple[str, str]]:
+def _scored_merges(description: Description) -> list[tuple[str, str]]:
     """SentencePiece merges the pair whose union has the best score; the same as merges in the order of the scores."""
     scores = description.numbers("scores")
     if scores is None:
         raise description.error("scores", "a SentencePiece vocabulary needs its scores", found="none")
-    whole = set(description.ids_of_type(_UNKNOWN, _CONTROL, _BYTE))
+    whole = set(description.ids_of_type(UNKNOWN, CONTROL, BYTE))
     pieces = {piece for index, piece in enumerate(description.tokens) if index not in whole}
     merges: list[tuple[str, str]] = []
     order: list[int] = np.argsort(-scores.astype(np.float64), kind="stable").tolist()
@@ -201,7 +152,7 @@ def _scored_merges(description: _Description) -> list[tuple[str, str]]:
     return merges
 
 
-def _backend(description: _Description, merges: Sequence[tuple[str, str]], **options: Any) -> Any:
+def _backend(description: Description, merges: Sequence[tuple[str, str]], **options: Any) -> Any:
     tokens = description.tokens
     vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     try:
@@ -212,10 +163,10 @@ def _backend(description: _Description, merges: Sequence[tuple[str, str]], **opt
         raise description.error("merges", "the vocabulary and its merges do not fit together", str(error)) from None
 
 
-def _added(description: _Description) -> list[tuple[str, bool]]:
+def _added(description: Description) -> list[tuple[str, bool]]:
     """The tokens that are found in a text before all else, and whether each is special."""
-    special = set(description.ids_of_type(_CONTROL, _UNKNOWN))
-    ids = description.ids_of_type(_CONTROL, _UNKNOWN, _USER_DEFINED)
+    special = set(description.ids_of_type(CONTROL, UNKNOWN))
+    ids = description.ids_of_type(CONTROL, UNKNOWN, USER_DEFINED)
     return [(description.tokens[index], index in special) for index in ids if description.tokens[index]]
 
 
@@ -236,7 +187,7 @@ def index_of(file: GGUFFile) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] |
     Raises:
         TokenizerError: as for `build`.
     """
-    description = _Description(file)
+    description = Description(file)
     model = description.text("model")
     if model == "gpt2":
         rules = _pre_tokenizer(description)
@@ -249,7 +200,7 @@ def index_of(file: GGUFFile) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] |
         plain = {"unknown_token": None if unknown is None else description.tokens[unknown]}
     else:
         return None
-    always = description.ids_of_type(_CONTROL, _UNKNOWN, _USER_DEFINED, _BYTE)
+    always = description.ids_of_type(CONTROL, UNKNOWN, USER_DEFINED, BYTE)
     arrays = index_arrays(description.tokens, merges, always)
     if arrays is None:
         return None

@@ -1,10 +1,10 @@
 """Precision `fast`: products with block-quantised weights run on int8 activations, those with bfloat16 on bfloat16.
 
-llama.cpp does the same. Each such `linear` gets its operand through `quantize`; readers of one value share it. A
-product whose result leaves the graph (logits, an embedding) gets two int8 terms, or keeps float32 where its weight is
-bfloat16: its rounding goes into the answer as it is, and it runs for few rows, where the weights are what takes the
-time. A norm, an elementwise loop or an attention whose only reader is `quantize` then writes the quantised form itself.
-Next: `rlx/lir/lower.py`.
+llama.cpp does the same. Each such `linear` or `grouped_linear` gets its operand through `quantize`; readers of one
+value share it. A product whose result leaves the graph (logits, an embedding) gets two int8 terms, or keeps float32
+where its weight is bfloat16: its rounding goes into the answer as it is, and it runs for few rows, where the weights
+are what takes the time. A norm, an elementwise loop or an attention whose only reader is `quantize` then writes the
+quantised form itself. Next: `rlx/lir/lower.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from rlx.ops.op import Emitter, static_axis
 
 RESULT_FORMATS = {"rms_norm": "dtype", "elementwise": "dtype", "paged_attention": "result"}
 """Ops that may write an activation format, and the attribute that says so."""
+
+
+PRODUCTS = frozenset({"linear", "grouped_linear"})
+"""Ops that multiply operand 0 with the weight that is operand 1."""
 
 
 def quantize_activations(graph: Graph, backend: Backend) -> Graph:
@@ -40,11 +44,15 @@ def quantize_activations(graph: Graph, backend: Backend) -> Graph:
 
 def _activation(node: Node, backend: Backend, final: set[Value]) -> DType:
     """The format for the operand of a product; float32 for what stays as it is."""
-    if node.op != "linear" or node.inputs[0].type.dtype != f32 or not backend.quantizes(node.inputs[1].type.dtype):
+    if (
+        node.op not in ("linear", "grouped_linear")
+        or node.inputs[0].type.dtype != f32
+        or not backend.quantizes(node.inputs[1].type.dtype)
+    ):
         return f32
     dtype = activation_format(node.inputs[1].type.dtype, 2 if node.output in final else 1)
     # rows of bfloat16 weights need not be whole blocks
-    return f32 if static_axis(node.inputs[1].type, 1, "in") % dtype.block_size else dtype
+    return f32 if static_axis(node.inputs[1].type, -1, "in") % dtype.block_size else dtype
 
 
 def final_values(graph: Graph) -> set[Value]:

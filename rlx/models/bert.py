@@ -7,10 +7,12 @@ what each calls its weights, the families. Next: `encoder_family.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
-from rlx.models.encoder import EMBEDDING_NORM, POSITIONS, TYPES, WORDS, ClassifierHead, EncoderConfig
-from rlx.models.encoder_family import ACTIVATIONS, EncoderFamily, EncoderNames
+from rlx.models.encoder import EncoderConfig
+from rlx.models.encoder_family import ACTIVATIONS, EncoderFamily
+from rlx.models.encoder_head import ClassifierHead
+from rlx.models.encoder_names import BERT_NAMES, layer_names
 from rlx.models.fields import Fields
 
 
@@ -59,27 +61,10 @@ def distilbert_from_hf(fields: Fields) -> EncoderConfig:
     )
 
 
-LAYER_PARTS = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "attention.output.LayerNorm",
-    "intermediate.dense",
-    "output.dense",
-    "output.LayerNorm",
-)
-WHOLE = {name: name for name in (WORDS, POSITIONS, TYPES, EMBEDDING_NORM, EMBEDDING_NORM.replace("weight", "bias"))}
-
-
-def _layer_names(*names: str) -> Mapping[str, str]:
-    return dict(zip(LAYER_PARTS, names, strict=True))
-
-
-HF_NAMES = EncoderNames("encoder.layer.{i}.", _layer_names(*LAYER_PARTS), WHOLE)
-DISTILBERT_NAMES = EncoderNames(
-    "transformer.layer.{i}.",
-    _layer_names(
+DISTILBERT_NAMES = replace(
+    BERT_NAMES,
+    layer_prefix="transformer.layer.{i}.",
+    layer=layer_names(
         "attention.q_lin",
         "attention.k_lin",
         "attention.v_lin",
@@ -89,8 +74,23 @@ DISTILBERT_NAMES = EncoderNames(
         "ffn.lin2",
         "output_layer_norm",
     ),
-    WHOLE,
 )
+
+
+def pooler_head(fields: Fields) -> ClassifierHead:
+    """BERT's: the pooler that it was trained with, and one linear layer."""
+    return ClassifierHead(0, "pooler.dense", "classifier")
+
+
+def roberta_head(fields: Fields) -> ClassifierHead:
+    """RoBERTa's: two linear layers of its own."""
+    return ClassifierHead(0, "classifier.dense", "classifier.out_proj")
+
+
+def distilbert_head(fields: Fields) -> ClassifierHead:
+    """DistilBERT's, with a ReLU."""
+    return ClassifierHead(0, "pre_classifier", "classifier", "relu")
+
 
 # Pre-training heads, the pooling of a model that was trained without one, and buffers: nothing here reads them.
 BERT_UNREAD = ("pooler.dense.*", "cls.*", "*.position_ids")
@@ -101,8 +101,7 @@ BERT = EncoderFamily(
     ("BertModel", "BertForMaskedLM", "BertForPreTraining"),
     "BertForSequenceClassification",
     bert_from_hf,
-    HF_NAMES,
-    ClassifierHead(0, "pooler.dense", "classifier", "tanh"),
+    pooler_head,
     prefix="bert.",
     unread=BERT_UNREAD,
 )
@@ -111,8 +110,7 @@ ROBERTA = EncoderFamily(
     ("RobertaModel", "RobertaForMaskedLM"),
     "RobertaForSequenceClassification",
     roberta_from_hf,
-    HF_NAMES,
-    ClassifierHead(0, "classifier.dense", "classifier.out_proj", "tanh"),
+    roberta_head,
     prefix="roberta.",
     unread=ROBERTA_UNREAD,
 )
@@ -121,8 +119,7 @@ XLM_ROBERTA = EncoderFamily(
     ("XLMRobertaModel", "XLMRobertaForMaskedLM"),
     "XLMRobertaForSequenceClassification",
     roberta_from_hf,
-    HF_NAMES,
-    ClassifierHead(0, "classifier.dense", "classifier.out_proj", "tanh"),
+    roberta_head,
     prefix="roberta.",
     unread=ROBERTA_UNREAD,
 )
@@ -131,8 +128,8 @@ DISTILBERT = EncoderFamily(
     ("DistilBertModel", "DistilBertForMaskedLM"),
     "DistilBertForSequenceClassification",
     distilbert_from_hf,
-    DISTILBERT_NAMES,
-    ClassifierHead(0, "pre_classifier", "classifier", "relu"),
+    distilbert_head,
     prefix="distilbert.",
+    names=DISTILBERT_NAMES,
     unread=("vocab_*", "*.position_ids"),
 )

@@ -23,10 +23,13 @@ from rlx.flow.blocks.layer_norm import LayerNormStage
 from rlx.flow.blocks.learned_positions import LearnedPositionsStage
 from rlx.flow.blocks.lm_head import LmHeadStage
 from rlx.flow.blocks.mask import MaskKind
+from rlx.flow.blocks.moe_mlp import MoeMlpStage, Routing
 from rlx.flow.blocks.parallel import ParallelStage
+from rlx.flow.blocks.per_layer_input import PerLayerInputsStage, PerLayerInputStage
+from rlx.flow.blocks.query_scale import QUERY_SCALE, QueryScaleStage
 from rlx.flow.blocks.residual import AddResidualStage, SaveResidualStage
 from rlx.flow.blocks.rms_norm import RmsNormStage
-from rlx.flow.blocks.scale import ScaleStage
+from rlx.flow.blocks.scale import ScaleStage, WeightScaleStage
 from rlx.flow.blocks.self_attention import HeadNorm, SelfAttentionStage
 from rlx.flow.blocks.self_attn_prefill import SelfAttnPrefillSpec
 from rlx.flow.blocks.sequence import SequenceStage
@@ -36,7 +39,8 @@ from rlx.flow.flow import ModelFlow
 from rlx.flow.rope_scaling import RopeFrequencies
 from rlx.flow.stage import BlockStage
 
-DEFAULT_ROPE = "default"
+DEFAULT_ROPE, LOCAL_ROPE = "default", "local"
+"""The RoPE table of a model, and the one of its layers with a window where they have their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +69,15 @@ class AttentionConfig:
     Attributes:
         rope: which of the model's RoPE tables rotates q and k; None rotates nothing (NoPE).
         window: keys a query sees, its own included; None for all before it.
+        bidirectional: a query sees what comes after it too, as far as a window lets it; for models that embed.
         scale: factor of the scores; None is `head_dim ** -0.5`.
         softcap: bound of the scores; None for no bound.
         qk_norm: "none", "head" (an RMS norm of each head, Qwen3) or "width" (of all heads together, OLMo 2).
         qkv_bias, o_bias: biases stand beside the weights.
         output_gate: what attention gives is multiplied by the sigmoid of one more projection, `gate_proj` (Qwen3-Next).
+        v_norm: an RMS norm without a weight of each head of v, where q and k have norms.
+        k_eq_v: there is no weight for v: the values are the K projection before norm and RoPE.
+        kv_layer: the earlier layer whose keys and values this one attends to, having none itself; None for its own.
     """
 
     num_heads: int
@@ -77,12 +85,16 @@ class AttentionConfig:
     head_dim: int
     rope: str | None = DEFAULT_ROPE
     window: int | None = None
+    bidirectional: bool = False
     scale: float | None = None
     softcap: float | None = None
     qk_norm: str = "none"
     qkv_bias: bool = False
     o_bias: bool = False
     output_gate: bool = False
+    v_norm: bool = False
+    k_eq_v: bool = False
+    kv_layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +126,23 @@ class MlpConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoeConfig:
+    """The experts of one layer.
+
+    Attributes:
+        num_experts: how many there are.
+        intermediate_size: width inside of each.
+        routing: how they are chosen.
+        kind: as `MlpConfig.kind`, a gated one.
+    """
+
+    num_experts: int
+    intermediate_size: int
+    routing: Routing
+    kind: str = "swiglu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerNorms:
     """The norms of a layer by the last part of their keys; None for one that is not there.
 
@@ -134,9 +163,18 @@ class LayerConfig:
     """
 
     attention: AttentionConfig
-    mlp: MlpConfig
+    mlp: MlpConfig | MoeConfig
     parallel: bool = False
     linear: LinearAttentionConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerLayerConfig:
+    """A small embedding of each token for each layer: rows of its table, width in a layer, activation of its gate."""
+
+    vocab_size: int
+    width: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -152,6 +190,11 @@ class DecoderConfig:
         logits_softcap: bound of the logits; None for no bound.
         tied: the head reads the embedding table.
         unread_layers: layers behind these that a file may carry for something else, such as speculative decoding.
+        longer: RoPE tables and context length of a session that is opened for more than `context_length` positions
+            (LongRoPE); None where there are no others.
+        query_scale: beta and interval of queries that grow with their position (`query_scale.py`); None for none.
+        per_layer: embeddings of each layer's own; None for none.
+        layer_scalars: each layer ends in a product with a number of its own, `layer_scalar`.
     """
 
     vocab_size: int
@@ -169,10 +212,22 @@ class DecoderConfig:
     logits_softcap: float | None = None
     tied: bool = False
     unread_layers: int = 0
+    longer: tuple[Mapping[str, RopeFrequencies], int] | None = None
+    query_scale: tuple[float, int] | None = None
+    per_layer: PerLayerConfig | None = None
+    layer_scalars: bool = False
 
 
 def decoder_flow(config: DecoderConfig, name: str) -> ModelFlow:
     """tokens `i32[batch, seq]` to logits `f32[batch, seq, vocab]`."""
+    flow = decoder_body(config, name).stage(LmHeadStage(config.vocab_size, config.hidden_size, tied=config.tied))
+    if config.logits_scale != 1.0:
+        flow.stage(ScaleStage(config.logits_scale))
+    return flow.soft_cap(config.logits_softcap)
+
+
+def decoder_body(config: DecoderConfig, name: str) -> ModelFlow:
+    """tokens `i32[batch, seq]` to the rows that a head reads, `f32[batch, seq, hidden]`."""
     batch, seq = Dim("batch"), Dim("seq", max=config.context_length)
     flow = ModelFlow(name).input("tokens", (batch, seq), i32)
     for table, frequencies in config.rope.items():
@@ -180,16 +235,17 @@ def decoder_flow(config: DecoderConfig, name: str) -> ModelFlow:
             flow.rope_tables(frequencies)
         else:
             flow.named_rope_tables(table, frequencies)
+    if config.query_scale is not None:
+        flow.stage(QueryScaleStage(*config.query_scale))
     shape = (config.vocab_size, config.hidden_size)
     flow.stage(TokenEmbedStage(scale=config.embedding_scale, shape=shape))
     if config.learned_positions is not None:
         flow.stage(LearnedPositionsStage("model.position_embeddings.weight", config.learned_positions))
+    if (own := config.per_layer) is not None:
+        sizes = (own.vocab_size, len(config.layers), own.width)
+        flow.stage(PerLayerInputsStage(*sizes, eps=config.norm.eps))
     flow.repeat_layers(len(config.layers), lambda index: decoder_layer(index, config))
-    flow.stage(config.norm.stage("model.norm.weight"))
-    flow.stage(LmHeadStage(*shape, tied=config.tied))
-    if config.logits_scale != 1.0:
-        flow.stage(ScaleStage(config.logits_scale))
-    return flow.soft_cap(config.logits_softcap)
+    return flow.stage(config.norm.stage("model.norm.weight"))
 
 
 def decoder_layer(index: int, config: DecoderConfig) -> BlockStage:
@@ -203,7 +259,20 @@ def decoder_layer(index: int, config: DecoderConfig) -> BlockStage:
     if layer.parallel:
         return ParallelStage(SequenceStage(*attention), SequenceStage(*mlp))
     add = AddResidualStage(config.residual_scale)
-    return SequenceStage(SaveResidualStage(), *attention, add, SaveResidualStage(), *mlp, add)
+    return SequenceStage(
+        SaveResidualStage(), *attention, add, SaveResidualStage(), *mlp, add, *_layer_end(prefix, index, config)
+    )
+
+
+def _layer_end(prefix: str, index: int, config: DecoderConfig) -> tuple[BlockStage, ...]:
+    """What follows the MLP in some models: the embeddings of the layer's own, its scalar."""
+    end: tuple[BlockStage, ...] = ()
+    if (own := config.per_layer) is not None:
+        gate, projection = f"{prefix}.per_layer_input_gate.weight", f"{prefix}.per_layer_projection.weight"
+        block = PerLayerInputStage(gate, projection, index, own.width, own.kind)
+        branch = _branch(prefix, config, None, block, "post_per_layer_input_norm")
+        end += (SaveResidualStage(), *branch, AddResidualStage())
+    return (*end, WeightScaleStage(f"{prefix}.layer_scalar")) if config.layer_scalars else end
 
 
 def _branch(
@@ -237,20 +306,41 @@ def _attention(prefix: str, index: int, config: DecoderConfig) -> BlockStage:
         attention.num_kv_heads,
         n_rot=0 if rope is None else 2 * config.rope[rope].inverse.size,
         rope_table=None if rope == DEFAULT_ROPE else rope,
-        mask=MaskKind.causal() if attention.window is None else MaskKind.sliding(attention.window),
+        mask=_mask(attention),
         score_scale=attention.scale,
         attn_logit_softcap=attention.softcap,
         rope_style=config.rope_style,
+        k_eq_v=attention.k_eq_v,
     )
     norm = None
     if attention.qk_norm != "none":
         q_norm, k_norm = (f"{key}.{letter}_norm.weight" for letter in "qk")
-        norm = HeadNorm(q_norm, k_norm, config.norm.eps, config.norm.plus_one, whole_width=attention.qk_norm == "width")
-    gate = f"{key}.gate_proj.weight" if attention.output_gate else None
-    return SelfAttentionStage(spec, f"{key}.o_proj.weight", attention.qkv_bias, attention.o_bias, norm, gate)
+        whole_width = attention.qk_norm == "width"
+        norm = HeadNorm(q_norm, k_norm, config.norm.eps, config.norm.plus_one, whole_width, attention.v_norm)
+    return SelfAttentionStage(
+        spec,
+        f"{key}.o_proj.weight",
+        attention.qkv_bias,
+        attention.o_bias,
+        norm,
+        gate_key=f"{key}.gate_proj.weight" if attention.output_gate else None,
+        query_scale=None if config.query_scale is None else QUERY_SCALE,
+        keeps=f"kv_{index}" if any(layer.attention.kv_layer == index for layer in config.layers) else None,
+        reuses=None if attention.kv_layer is None else f"kv_{attention.kv_layer}",
+    )
 
 
-def _mlp(prefix: str, mlp: MlpConfig) -> BlockStage:
+def _mask(attention: AttentionConfig) -> MaskKind:
+    if attention.window is None:
+        return MaskKind.none() if attention.bidirectional else MaskKind.causal()
+    return MaskKind.around(attention.window) if attention.bidirectional else MaskKind.sliding(attention.window)
+
+
+def _mlp(prefix: str, mlp: MlpConfig | MoeConfig) -> BlockStage:
+    if isinstance(mlp, MoeConfig):
+        experts = GatedKeys(*(f"{prefix}.mlp.experts.{part}_proj.weight" for part in ("gate", "up", "down")))
+        router = f"{prefix}.mlp.router.weight"
+        return MoeMlpStage(router, experts, mlp.num_experts, mlp.intermediate_size, mlp.routing, mlp.kind)
     keys, size = GatedKeys.hf_layer(prefix), mlp.intermediate_size
     if mlp.kind == "swiglu":
         return SwiGluMlpStage(keys, mlp.bias, size)

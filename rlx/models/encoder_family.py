@@ -6,26 +6,20 @@ or refused by name and value. Next: `encoders.py`, which lists the families.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from rlx.errors import UnsupportedModelError
+from rlx.flow.tensor_part import TensorPart
 from rlx.flow.weights import MappedWeights
 from rlx.io.checkpoint import Checkpoint
 from rlx.io.sentence_transformers import SentenceSettings, read_sentence_settings
-from rlx.models.encoder import (
-    EMBEDDING_NORM,
-    POSITIONS,
-    TYPES,
-    WORDS,
-    ClassifierHead,
-    EncoderConfig,
-    Head,
-    PoolHead,
-    encoder_flow,
-)
+from rlx.models.encoder import WORDS, EncoderConfig, encoder_flow, encoder_keys
+from rlx.models.encoder_head import ClassifierHead, Head, head_keys
+from rlx.models.encoder_names import BERT_NAMES, EncoderNames
 from rlx.models.fields import Fields
+from rlx.models.pooled import pool_head, width_of, with_dense_weights
 from rlx.models.recipe import EncoderRecipe
 from rlx.models.unread import refuse_unread_tensors
 
@@ -67,32 +61,8 @@ ACTIVATIONS = {
     "tanh": "tanh",
 }
 """Names of activations in configurations, and the ops they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderNames:
-    """Names in a file.
-
-    Attributes:
-        layer_prefix: stands before the name of a layer's weight; `{i}` is the layer's number.
-        layer: the flow's name of a layer's weight to the file's, both without `.weight` and `.bias`.
-        whole: key of the flow to the file's name for the weights outside of layers.
-    """
-
-    layer_prefix: str
-    layer: Mapping[str, str]
-    whole: Mapping[str, str]
-
-    def expand(self, num_layers: int) -> dict[str, str]:
-        """Key of the flow to name, for every layer."""
-        names = dict(self.whole)
-        for index in range(num_layers):
-            for part, target in self.layer.items():
-                for kind in ("weight", "bias"):
-                    names[f"encoder.layer.{index}.{part}.{kind}"] = (
-                        f"{self.layer_prefix.format(i=index)}{target}.{kind}"
-                    )
-        return names
+GATED_ACTIVATIONS = {name: op for name, op in ACTIVATIONS.items() if op not in ("relu", "tanh")}
+"""Those that stand before a gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +74,25 @@ class EncoderFamily:
         classes: `architectures` of config.json that embed.
         classifier: the one that scores texts or pairs of texts.
         from_hf: reads a config.json.
+        head: the classifier's head, from config.json; its number of labels is the file's.
         names: names in a Hugging Face folder.
-        head: the classifier's head; its number of labels is the file's.
         prefix: stands before every name where the encoder is a part of a larger model.
         unread: names of tensors that some files carry and an embedding does not read.
+        defaults: what transformers assumes where config.json is silent, if that is not what most configurations assume.
+        no_computation, neutral: further fields of its config.json that carry none, and the values that change nothing.
     """
 
     model_type: str
     classes: tuple[str, ...]
     classifier: str
     from_hf: Callable[[Fields], EncoderConfig]
-    names: EncoderNames
-    head: ClassifierHead
+    head: Callable[[Fields], ClassifierHead]
     prefix: str
+    names: EncoderNames = BERT_NAMES
     unread: tuple[str, ...] = ()
+    defaults: Mapping[str, object] = field(default_factory=dict[str, object])
+    no_computation: frozenset[str] = frozenset()
+    neutral: Mapping[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
 
     def recipe(self, checkpoint: Checkpoint) -> EncoderRecipe:
         """The recipe of a checkpoint of this family.
@@ -125,28 +100,34 @@ class EncoderFamily:
         Raises:
             UnsupportedModelError: the checkpoint asks for something RLX does not implement.
         """
-        config, classifies = self.read_hf(checkpoint)
+        config, classifier = self.read_hf(checkpoint)
         found = {_today(name): name for name in checkpoint.tensors}
-        prefix = self.prefix if self.prefix + WORDS in found else ""
-        names = {key: prefix + name for key, name in self.names.expand(config.num_layers).items()}
-        settings = read_sentence_settings(checkpoint.path) or SentenceSettings()
-        head: Head = PoolHead(settings.pooling, settings.normalize)
-        if classifies:
-            head, names = self._classifier(checkpoint, names, prefix)
-        names = {key: found.get(name, name) for key, name in names.items()}
+        prefix = self.prefix if self.prefix + self.names.whole[WORDS] in found else ""
+        said = read_sentence_settings(checkpoint.path)
+        settings = said or SentenceSettings()
+        names = self.names.expand(config, prefix)
         unread = self.unread + tuple(prefix + pattern for pattern in self.unread)
-        _refuse_unread_tensors(checkpoint, config, head, names, unread)
-        return _recipe(
-            self.model_type, config, head, MappedWeights(checkpoint, names), settings, _function(checkpoint, head)
-        )
+        if classifier is not None:
+            names |= _classifier_names(classifier, prefix)
+        head: Head
+        if classifier is not None and (said is None or not said.pooling):
+            labels = checkpoint.tensors.get(f"{classifier.out}.weight")
+            head = replace(classifier, labels=labels.shape[0] if labels is not None and labels.shape else 1)
+        else:
+            head = pool_head(settings, str(checkpoint.path))
+            unread += () if classifier is None else tuple(names[key].name for key in head_keys(classifier))
+        names = {key: replace(part, name=found.get(part.name, part.name)) for key, part in names.items()}
+        read = {names[key].name for key in (*encoder_keys(config), *head_keys(head))}
+        refuse_unread_tensors(checkpoint, read, unread)
+        return encoder_recipe(self.model_type, config, head, MappedWeights(checkpoint, names), settings, checkpoint)
 
-    def read_hf(self, checkpoint: Checkpoint) -> tuple[EncoderConfig, bool]:
-        """The configuration of a Hugging Face folder, and whether it classifies.
+    def read_hf(self, checkpoint: Checkpoint) -> tuple[EncoderConfig, ClassifierHead | None]:
+        """The configuration of a Hugging Face folder, and its head, with the labels to be counted, if it classifies.
 
         Raises:
             UnsupportedModelError: a field is missing, malformed, unknown, or asks for another computation.
         """
-        fields = Fields(checkpoint.metadata, f"{checkpoint.path}/config.json")
+        fields = Fields(checkpoint.metadata, f"{checkpoint.path}/config.json", defaults=self.defaults)
         classes = fields.get("architectures")
         name = cast("list[object]", classes)[0] if isinstance(classes, list) and classes else None
         if name not in (None, self.classifier, *self.classes):
@@ -154,18 +135,23 @@ class EncoderFamily:
         config = self.from_hf(fields)
         if config.hidden_size % config.num_heads:
             fields.refuse("num_attention_heads", f"a divisor of {config.hidden_size}")
-        fields.refuse_unread(lambda name: name in NO_COMPUTATION, NEUTRAL)
-        return config, name == self.classifier
+        if config.rope and config.head_dim % 2:
+            fields.refuse("num_attention_heads", "heads of an even width, since RoPE rotates pairs")
+        head = self.head(fields) if name == self.classifier else None
+        harmless = NO_COMPUTATION | self.no_computation
+        fields.refuse_unread(lambda name: name in harmless, {**NEUTRAL, **self.neutral})
+        return config, head
 
-    def _classifier(
-        self, checkpoint: Checkpoint, names: dict[str, str], prefix: str
-    ) -> tuple[ClassifierHead, dict[str, str]]:
-        """The head with its labels counted, and the names with its weights; BERT's pooler is a part of the encoder."""
-        head, dense_prefix = self.head, prefix if self.head.dense.startswith("pooler") else ""
-        for part, place in ((head.dense, dense_prefix), (head.out, "")):
-            names |= {f"{part}.{kind}": f"{place}{part}.{kind}" for kind in ("weight", "bias")}
-        table = checkpoint.tensors.get(f"{head.out}.weight")
-        return replace(head, labels=table.shape[0] if table is not None and table.shape else 1), names
+
+def _classifier_names(head: ClassifierHead, prefix: str) -> dict[str, TensorPart]:
+    """The names of a classifier's weights; a pooler is a part of the encoder."""
+    before = {head.dense: prefix if head.dense.startswith("pooler") else "", head.out: ""}
+    before |= {} if head.norm is None else {head.norm: ""}
+    return {
+        f"{part}.{kind}": TensorPart(f"{place}{part}.{kind}")
+        for part, place in before.items()
+        for kind in ("weight", "bias")
+    }
 
 
 def _today(name: str) -> str:
@@ -173,62 +159,45 @@ def _today(name: str) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _keys(config: EncoderConfig, head: Head, names: Mapping[str, str]) -> Iterator[str]:
-    """Every key that the flow reads."""
-    yield from (WORDS, POSITIONS, EMBEDDING_NORM, EMBEDDING_NORM.replace("weight", "bias"))
-    if config.token_types:
-        yield TYPES
-    yield from (key for key in names if key.startswith("encoder."))
-    if isinstance(head, ClassifierHead):
-        yield from (f"{part}.{kind}" for part in (head.dense, head.out) for kind in ("weight", "bias"))
-
-
-def _refuse_unread_tensors(
-    checkpoint: Checkpoint, config: EncoderConfig, head: Head, names: Mapping[str, str], unread: tuple[str, ...]
-) -> None:
-    """A tensor that the flow would not read means that the model computes something else."""
-    read = {names[key] for key in _keys(config, head, names)}
-    refuse_unread_tensors(checkpoint, read, unread)
-
-
-def _function(checkpoint: Checkpoint, head: Head) -> str:
-    """What a cross-encoder applies to its scores: what config.json says, or a sigmoid for one score."""
+def _function(checkpoint: Checkpoint, head: Head, said: str | None) -> str:
+    """What a cross-encoder applies to its scores: what the folder says, or a sigmoid for one score."""
     if not isinstance(head, ClassifierHead):
         return "identity"
     table = checkpoint.metadata.get("sentence_transformers")
-    said = cast("Mapping[str, object]", table).get("activation_fn") if isinstance(table, Mapping) else None
-    said = said or checkpoint.metadata.get("sbert_ce_default_activation_function")
-    if said is None:
+    older = cast("Mapping[str, object]", table).get("activation_fn") if isinstance(table, Mapping) else None
+    found = said or older or checkpoint.metadata.get("sbert_ce_default_activation_function")
+    if found is None:
         return "sigmoid" if head.labels == 1 else "identity"
-    name = str(said).rsplit(".", 1)[-1]
+    name = str(found).rsplit(".", 1)[-1]
     if name not in ("Sigmoid", "Identity"):
         raise UnsupportedModelError(
             "RLX cannot apply this function to scores",
             where=f"{checkpoint.path}/config.json",
-            found=str(said),
+            found=str(found),
             expected="Sigmoid or Identity",
         )
     return name.lower()
 
 
-def _recipe(
+def encoder_recipe(
     architecture: str,
     config: EncoderConfig,
     head: Head,
     weights: MappedWeights,
     settings: SentenceSettings,
-    function: str,
+    checkpoint: Checkpoint,
 ) -> EncoderRecipe:
+    """The recipe of an encoder with this head."""
     limit = min(settings.max_tokens or config.max_tokens, config.max_tokens)
     return EncoderRecipe(
         architecture=architecture,
         flow=encoder_flow(config, head, architecture),
-        weights=weights,
+        weights=with_dense_weights(weights, settings),
         vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
+        width=head.labels if isinstance(head, ClassifierHead) else width_of(settings, config.hidden_size),
         num_layers=config.num_layers,
         token_types=config.token_types,
         labels=head.labels if isinstance(head, ClassifierHead) else 0,
-        score_function=function,
+        score_function=_function(checkpoint, head, settings.score_function),
         settings=replace(settings, max_tokens=limit),
     )

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from rlx.errors import UnsupportedModelError
-from rlx.flow.tensor_part import TensorPart
+from rlx.flow.tensor_part import TensorPart, TensorStack
 from rlx.flow.weights import MappedWeights
 from rlx.io.checkpoint import Checkpoint
 from rlx.models.decoder import DecoderConfig, decoder_flow
 from rlx.models.fields import Fields
 from rlx.models.gguf_config import refuse_unread_gguf
 from rlx.models.hf_config import refuse_unread_hf
-from rlx.models.names import GGUF_NAMES, HF_NAMES, NameMap, keys_of
+from rlx.models.names import GGUF_NAMES, HF_NAMES, NameMap, keys_of, unread_keys_of
 from rlx.models.recipe import ModelRecipe
 from rlx.models.unread import refuse_unread_tensors
 
@@ -39,7 +39,6 @@ class Family:
         gguf: `general.architecture` of its GGUF files; none if llama.cpp does not know it.
         from_gguf: reads GGUF metadata.
         gguf_names: names in a GGUF file.
-        unread: names of tensors that some files carry and the computation does not read.
     """
 
     model_type: str
@@ -83,19 +82,31 @@ class Family:
             head_dim=attention.head_dim,
         )
 
-    def read_hf(self, checkpoint: Checkpoint) -> DecoderConfig:
+    def read_hf(self, checkpoint: Checkpoint, body: bool = False) -> DecoderConfig:
         """The configuration of a Hugging Face folder, as transformers 4 or 5 writes it.
+
+        Args:
+            checkpoint: the open folder.
+            body: what stands before the head will do, and it may look both ways.
 
         Raises:
             UnsupportedModelError: a field is missing, malformed, unknown, or asks for another computation.
         """
         fields = Fields(checkpoint.metadata, f"{checkpoint.path}/config.json", defaults=self.defaults)
         classes = fields.get("architectures")
-        if isinstance(classes, list) and classes and classes[0] not in self.classes:
-            fields.refuse("architectures", " or ".join(self.classes))
+        allowed = (*self.classes, *self._bodies()) if body else self.classes
+        if isinstance(classes, list) and classes and classes[0] not in allowed:
+            fields.refuse("architectures", " or ".join(allowed))
         config = self.from_hf(fields)
+        if not body and any(layer.attention.bidirectional for layer in config.layers):
+            fields.refuse("use_bidirectional_attention", "false in a model that writes text")
         refuse_unread_hf(fields)
         return config
+
+    def _bodies(self) -> tuple[str, ...]:
+        """What transformers calls the models without their heads."""
+        stems = [name.removesuffix("ForCausalLM") for name in self.classes]
+        return tuple(f"{stem}{kind}" for stem in stems for kind in ("Model", "TextModel"))
 
     def read_gguf(self, checkpoint: Checkpoint) -> DecoderConfig:
         """The configuration of a GGUF file.
@@ -112,27 +123,32 @@ class Family:
 
 
 def _with_context(config: DecoderConfig, context_length: int, where: str) -> DecoderConfig:
-    if not 1 <= context_length <= config.context_length:
+    longest = config.context_length if config.longer is None else config.longer[1]
+    if not 1 <= context_length <= longest:
         raise UnsupportedModelError(
             "the context length asked for is beyond what this model is exact for",
             where=where,
             found=context_length,
-            expected=f"1 to {config.context_length}",
+            expected=f"1 to {longest}",
         )
+    if config.longer is not None and context_length > config.context_length:
+        config = replace(config, rope=config.longer[0])
     return replace(config, context_length=context_length)
 
 
 def _refuse_unread_tensors(
-    checkpoint: Checkpoint, config: DecoderConfig, name_map: NameMap, names: Mapping[str, str | TensorPart]
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    name_map: NameMap,
+    names: Mapping[str, str | TensorPart | TensorStack],
 ) -> None:
     """A tensor that the flow would not read means that the model computes something else."""
     read: set[str] = set()
     for key in keys_of(config):
         target = names.get(key)
         if target is not None:
-            read.add(target if isinstance(target, str) else target.name)
-    # a tied model's file may hold the head once more
-    unread = (*name_map.unread, str(names.get("lm_head.weight"))) if config.tied else name_map.unread
+            read.update((target,) if isinstance(target, str) else target.names)
+    unread = (*name_map.unread, *(str(names.get(key)) for key in unread_keys_of(config)))
     behind = range(len(config.layers), len(config.layers) + config.unread_layers)
     unread = (*unread, *(f"{name_map.layer_prefix.format(i=index)}*" for index in behind))
     refuse_unread_tensors(checkpoint, read, unread)

@@ -89,6 +89,16 @@ class Fields:
             self.refuse(name, f"a whole number of at least {minimum}")
         return value
 
+    def for_layers(self, name: str, count: int, minimum: int = 1) -> tuple[int, ...]:
+        """`count` whole numbers of at least `minimum`, from a list of GGUF metadata or from one number for all."""
+        value = self.get(name)
+        if not isinstance(value, np.ndarray):
+            return (self.integer(name, minimum=minimum),) * count
+        numbers = cast("NDArray[Any]", value)
+        if numbers.shape != (count,) or numbers.dtype.kind not in "biu" or int(numbers.min()) < minimum:
+            self.refuse(name, f"{count} whole numbers of at least {minimum}, one for each layer")
+        return tuple(int(number) for number in numbers)
+
     def number(self, name: str, default: float | None = None) -> float:
         """A positive finite number."""
         value = self.get(name)
@@ -132,6 +142,15 @@ class Fields:
         found = tuple(item for item in items if isinstance(item, kind))
         if len(items) != count or len(found) != count:
             self.refuse(name, f"{count} {what}, one for each layer")
+        return found
+
+    def indices(self, name: str) -> frozenset[int]:
+        """A list of whole numbers; empty if the field is absent."""
+        value = self.get(name)
+        items = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+        found = frozenset(item for item in items if isinstance(item, int))
+        if value is not None and (not isinstance(value, list | tuple) or len(found) != len(items)):
+            self.refuse(name, "a list of different whole numbers")
         return found
 
     def text(self, name: str, default: str) -> str:

@@ -11,7 +11,15 @@ from dataclasses import replace
 
 from rlx.flow.rope_scaling import rope_frequencies
 from rlx.io.checkpoint import Checkpoint
-from rlx.models.decoder import DEFAULT_ROPE, DecoderConfig, LayerConfig, LayerNorms, NormConfig
+from rlx.models.decoder import (
+    DEFAULT_ROPE,
+    LOCAL_ROPE,
+    AttentionConfig,
+    DecoderConfig,
+    LayerConfig,
+    LayerNorms,
+    NormConfig,
+)
 from rlx.models.family import Family
 from rlx.models.fields import Fields
 from rlx.models.gguf_config import gguf_attention, gguf_decoder, gguf_mlp, gguf_uniform
@@ -28,7 +36,6 @@ from rlx.models.hf_config import (
 )
 from rlx.models.names import GGUF_SANDWICH_NAMES
 
-LOCAL_ROPE = "local"
 SANDWICH = LayerNorms(
     after_attention="post_attention_layernorm",
     before_mlp="pre_feedforward_layernorm",
@@ -64,10 +71,8 @@ def gemma2_from_hf(fields: Fields) -> DecoderConfig:
 def gemma3_from_hf(fields: Fields) -> DecoderConfig:
     """The config.json of Gemma 3's text model."""
     every = fields.integer("_sliding_window_pattern", fields.integer("sliding_window_pattern", 6))
-    layers = tuple(
-        replace(layer, attention=replace(layer.attention, qk_norm="head", rope=_rope_name(layer)))
-        for layer in _layers(fields, every)
-    )
+    both = fields.flag("use_bidirectional_attention")
+    layers = tuple(replace(layer, attention=_gemma3_attention(layer, both)) for layer in _layers(fields, every))
     head_dim, positions = layers[0].attention.head_dim, positions_of(fields)
     new = bool(fields.table("rope_parameters"))
     whole, length = rope_of(fields, head_dim, rope_parameters(fields, "full_attention" if new else None))
@@ -85,6 +90,13 @@ def gemma3_from_hf(fields: Fields) -> DecoderConfig:
         tied=fields.flag("tie_word_embeddings"),
     )
     return _finished(config)
+
+
+def _gemma3_attention(layer: LayerConfig, both: bool) -> AttentionConfig:
+    """A layer's attention; one that looks both ways has half the window on either side."""
+    window = layer.attention.window
+    window = window // 2 + 1 if both and window is not None else window
+    return replace(layer.attention, qk_norm="head", rope=_rope_name(layer), bidirectional=both, window=window)
 
 
 def _local_theta(fields: Fields) -> float:

@@ -11,14 +11,24 @@ from collections.abc import Mapping
 import numpy as np
 
 from rlx.core.storage import decode
+from rlx.flow.blocks.moe_mlp import Routing
 from rlx.flow.rope_scaling import RopeFrequencies, rope_frequencies
 from rlx.io.checkpoint import Checkpoint
-from rlx.models.decoder import DEFAULT_ROPE, AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, NormConfig
+from rlx.models.decoder import (
+    DEFAULT_ROPE,
+    AttentionConfig,
+    DecoderConfig,
+    LayerConfig,
+    MlpConfig,
+    MoeConfig,
+    NormConfig,
+)
 from rlx.models.fields import Fields
 
 RMS_EPS, LAYER_NORM_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 # Fields that carry no computation: the vocabulary's size is that of the table, and the rest describes the training.
-NO_COMPUTATION = frozenset({"vocab_size", "rope.scaling.finetuned", "attention.layer_norm_epsilon"})
+# `pooling_type` makes an embedding model of a decoder, which `encoders.py` sees to.
+NO_COMPUTATION = frozenset({"vocab_size", "rope.scaling.finetuned", "attention.layer_norm_epsilon", "pooling_type"})
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "expert_count": (None, 0),
     "expert_used_count": (None, 0),
@@ -40,8 +50,8 @@ def refuse_unread_gguf(fields: Fields) -> None:
     fields.refuse_unread(lambda name: name in NO_COMPUTATION, NEUTRAL)
 
 
-def gguf_attention(fields: Fields, checkpoint: Checkpoint) -> AttentionConfig:
-    """Heads by the usual names; biases and norms of q and k are there if their tensors are."""
+def gguf_attention(fields: Fields, checkpoint: Checkpoint, num_kv_heads: int | None = None) -> AttentionConfig:
+    """Heads by the usual names; biases are there if their tensors are. `num_kv_heads` is given if layers differ."""
     num_heads = fields.integer("attention.head_count")
     head_dim = fields.integer("attention.key_length", fields.integer("embedding_length") // num_heads)
     if fields.integer("attention.value_length", head_dim) != head_dim:
@@ -50,7 +60,7 @@ def gguf_attention(fields: Fields, checkpoint: Checkpoint) -> AttentionConfig:
     fused = "blk.0.attn_qkv.bias" in tensors
     return AttentionConfig(
         num_heads=num_heads,
-        num_kv_heads=fields.integer("attention.head_count_kv", num_heads),
+        num_kv_heads=num_kv_heads or fields.integer("attention.head_count_kv", num_heads),
         head_dim=head_dim,
         qkv_bias=fused or "blk.0.attn_q.bias" in tensors,
         o_bias="blk.0.attn_output.bias" in tensors,
@@ -63,7 +73,16 @@ def gguf_mlp(fields: Fields, checkpoint: Checkpoint, kind: str = "swiglu") -> Ml
     return MlpConfig(intermediate_size=fields.integer("feed_forward_length"), kind=kind, bias=bias)
 
 
-def gguf_uniform(fields: Fields, attention: AttentionConfig, mlp: MlpConfig) -> tuple[LayerConfig, ...]:
+def gguf_moe(fields: Fields, size: str = "expert_feed_forward_length") -> MoeConfig:
+    """Experts by the usual names; llama.cpp divides the weights of the chosen ones by their sum."""
+    return MoeConfig(
+        num_experts=fields.integer("expert_count"),
+        intermediate_size=fields.integer(size),
+        routing=Routing(fields.integer("expert_used_count")),
+    )
+
+
+def gguf_uniform(fields: Fields, attention: AttentionConfig, mlp: MlpConfig | MoeConfig) -> tuple[LayerConfig, ...]:
     """`block_count` equal layers."""
     return (LayerConfig(attention=attention, mlp=mlp),) * fields.integer("block_count")
 
@@ -108,6 +127,8 @@ def gguf_rope(checkpoint: Checkpoint, fields: Fields, n_rot: int, length: int) -
         "factor": factor,
     }
     if kind == "yarn":
+        if (weight := fields.optional_number("rope.scaling.yarn_log_multiplier")) is not None:
+            parameters |= {"mscale": 1.0, "mscale_all_dim": weight}
         parameters["original_max_position_embeddings"] = fields.integer("rope.scaling.original_context_length", length)
         for name in ("beta_fast", "beta_slow"):
             parameters[name] = fields.get(f"rope.scaling.yarn_{name}")

@@ -11,7 +11,15 @@ from dataclasses import replace
 from typing import cast
 
 from rlx.flow.rope_scaling import RopeFrequencies, context_limit, rope_frequencies
-from rlx.models.decoder import DEFAULT_ROPE, AttentionConfig, DecoderConfig, LayerConfig, MlpConfig, NormConfig
+from rlx.models.decoder import (
+    DEFAULT_ROPE,
+    AttentionConfig,
+    DecoderConfig,
+    LayerConfig,
+    MlpConfig,
+    MoeConfig,
+    NormConfig,
+)
 from rlx.models.fields import Fields
 
 GATED_KINDS = {
@@ -57,6 +65,9 @@ NO_COMPUTATION = frozenset(
         "mtp_num_hidden_layers",  # layers for speculative decoding, which no logits depend on
         "mtp_use_dedicated_embeddings",
         "output_attentions",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
         "output_hidden_states",
         "pad_token_id",
         "prefix",
@@ -106,6 +117,9 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "qk_norm": (None, False),
     "no_rope_layers": (None,),
     "mlp_only_layers": (None, []),
+    "enable_moe_block": (None, False),
+    "top_k_experts": (None,),
+    "moe_intermediate_size": (None,),
     "num_local_experts": (None, 0, 1),
     "num_experts": (None, 0, 1),
     "sliding_window": (None,),
@@ -201,9 +215,17 @@ def rope_of(fields: Fields, head_dim: int, rope: dict[str, object] | None = None
     return rope_frequencies(rope, head_dim, positions, length), length
 
 
-def decoder_of(fields: Fields, layers: tuple[LayerConfig, ...], norm: NormConfig | None = None) -> DecoderConfig:
+def decoder_of(
+    fields: Fields,
+    layers: tuple[LayerConfig, ...],
+    norm: NormConfig | None = None,
+    rope: dict[str, object] | None = None,
+) -> DecoderConfig:
     """A decoder with the usual sizes and one RoPE table; a family adds what is special with `replace`."""
-    frequencies, length = rope_of(fields, layers[0].attention.head_dim)
+    rope = rope_parameters(fields) if rope is None else rope
+    head_dim, positions = layers[0].attention.head_dim, positions_of(fields)
+    frequencies, length = rope_of(fields, head_dim, rope)
+    longer = {DEFAULT_ROPE: rope_frequencies(rope, head_dim, positions, positions)}
     return DecoderConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=fields.integer("hidden_size"),
@@ -212,10 +234,11 @@ def decoder_of(fields: Fields, layers: tuple[LayerConfig, ...], norm: NormConfig
         context_length=length,
         rope={DEFAULT_ROPE: frequencies},
         tied=fields.flag("tie_word_embeddings"),
+        longer=(longer, positions) if length < positions else None,
     )
 
 
-def uniform(fields: Fields, attention: AttentionConfig, mlp: MlpConfig) -> tuple[LayerConfig, ...]:
+def uniform(fields: Fields, attention: AttentionConfig, mlp: MlpConfig | MoeConfig) -> tuple[LayerConfig, ...]:
     """`num_hidden_layers` equal layers."""
     return (LayerConfig(attention=attention, mlp=mlp),) * fields.integer("num_hidden_layers")
 

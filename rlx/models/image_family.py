@@ -230,7 +230,7 @@ def text_recipe(
         flow=text_flow(config, side, head, architecture),
         weights=MappedWeights(checkpoint, names),
         vocab_size=side.vocab_size,
-        hidden_size=width,
+        width=width,
         num_layers=config.num_layers,
         token_types=0,
         labels=0,

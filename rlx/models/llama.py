@@ -11,7 +11,7 @@ from rlx.io.checkpoint import Checkpoint
 from rlx.models.decoder import DecoderConfig
 from rlx.models.family import Family
 from rlx.models.fields import Fields
-from rlx.models.gguf_config import gguf_attention, gguf_decoder, gguf_mlp, gguf_uniform
+from rlx.models.gguf_config import gguf_attention, gguf_decoder, gguf_mlp, gguf_moe, gguf_uniform
 from rlx.models.hf_config import attention_of, decoder_of, mlp_of, uniform, windowed
 
 
@@ -31,13 +31,15 @@ def mistral_from_hf(fields: Fields) -> DecoderConfig:
 
 
 def llama_from_gguf(fields: Fields, checkpoint: Checkpoint) -> DecoderConfig:
-    """Metadata of the architecture `llama`, which Mistral files use as well.
+    """Metadata of the architecture `llama`, which Mistral and Mixtral files use as well.
 
     GGUF files hold q and k with their rows permuted for the interleaved pairing of RoPE.
     """
     window = fields.integer("attention.sliding_window", 0, minimum=0)
     attention = replace(gguf_attention(fields, checkpoint), window=window or None)
-    layers = gguf_uniform(fields, attention, gguf_mlp(fields, checkpoint))
+    has_experts = fields.integer("expert_count", 0, minimum=0) > 0
+    mlp = gguf_moe(fields, "feed_forward_length") if has_experts else gguf_mlp(fields, checkpoint)
+    layers = gguf_uniform(fields, attention, mlp)
     return gguf_decoder(fields, checkpoint, layers, rope_style="interleaved")
 
 

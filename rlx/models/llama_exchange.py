@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rlx.errors import UnsupportedModelError
 from rlx.flow.rope_scaling import rope_frequencies
 from rlx.io.checkpoint import Checkpoint
-from rlx.models.decoder import DEFAULT_ROPE, DecoderConfig
+from rlx.models.decoder import DEFAULT_ROPE, DecoderConfig, MoeConfig
 from rlx.models.family import Family
 from rlx.models.fields import Fields
 from rlx.models.hf_config import rope_parameters
@@ -113,7 +113,7 @@ def hf_config(checkpoint: Checkpoint, config: DecoderConfig, dtype: str) -> dict
     """The config.json of a folder for a GGUF file.
 
     Raises:
-        UnsupportedModelError: config.json has no way to say what the file's RoPE does.
+        UnsupportedModelError: config.json has no way to say what the file's RoPE does, or the model has experts.
     """
     metadata: Mapping[str, object] = checkpoint.metadata
     scaling = metadata.get(f"{GGUF_NAME}.rope.scaling.type", "none")
@@ -130,6 +130,13 @@ def hf_config(checkpoint: Checkpoint, config: DecoderConfig, dtype: str) -> dict
     if scaling == "linear":
         rope |= {"rope_type": "linear", "factor": metadata.get(f"{GGUF_NAME}.rope.scaling.factor")}
     layer = config.layers[0]
+    if isinstance(layer.mlp, MoeConfig):
+        raise UnsupportedModelError(
+            "RLX does not convert models with experts",
+            where=str(checkpoint.path),
+            found=f"{layer.mlp.num_experts} experts",
+            fix="use the Hugging Face folder of the model",
+        )
     attention, is_mistral = layer.attention, layer.attention.window is not None
     result: dict[str, object] = {
         "architectures": ["MistralForCausalLM" if is_mistral else "LlamaForCausalLM"],

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from rlx.flow.tensor_part import TensorPart
-from rlx.models.decoder import AttentionConfig, DecoderConfig
+from rlx.flow.tensor_part import TensorPart, TensorStack
+from rlx.models.decoder import AttentionConfig, DecoderConfig, MoeConfig
 
 Rows = tuple[tuple[int, int], ...]
 
@@ -22,6 +22,13 @@ class Fused:
     name: str
     rows: Callable[[DecoderConfig], Rows] | None = None
     transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A stack of the experts' weights, each a tensor of its own: their name with `{e}` for the expert's number."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +44,31 @@ class NameMap:
     """
 
     layer_prefix: str
-    layer: Mapping[str, str | Fused]
+    layer: Mapping[str, str | Fused | Experts]
     whole: Mapping[str, str]
     unread: tuple[str, ...] = field(default=())
     bare: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def expand(self, config: DecoderConfig) -> dict[str, str | TensorPart]:
+    def expand(self, config: DecoderConfig) -> dict[str, str | TensorPart | TensorStack]:
         """Key of the flow to what the file has for it, for every layer, biases included."""
-        names: dict[str, str | TensorPart] = dict(self.whole)
+        names: dict[str, str | TensorPart | TensorStack] = dict(self.whole)
         for index in range(len(config.layers)):
             prefix = self.layer_prefix.format(i=index)
             for part, target in self.layer.items():
+                key = f"model.layers.{index}.{part}"
+                if isinstance(target, Experts):
+                    mlp = config.layers[index].mlp
+                    count = mlp.num_experts if isinstance(mlp, MoeConfig) else 0
+                    stack = tuple(f"{prefix}{target.name.format(e=expert)}.weight" for expert in range(count))
+                    if stack:
+                        names[f"{key}.weight"] = TensorStack(stack)
+                    continue
                 for kind in ("weight", "bias"):
-                    names[f"model.layers.{index}.{part}.{kind}"] = _target(prefix, target, kind, config)
+                    names[f"{key}.{kind}"] = _target(prefix, target, kind, config)
             names.update({f"model.layers.{index}.{key}": prefix + name for key, name in self.bare.items()})
         return names
 
-    def with_layer(self, **layer: str | Fused) -> NameMap:
+    def with_layer(self, **layer: str | Fused | Experts) -> NameMap:
         """A copy with other names of some weights of a layer; `__` stands for the dot in a name."""
         return replace(self, layer={**self.layer, **{key.replace("__", "."): name for key, name in layer.items()}})
 
@@ -110,13 +125,16 @@ def split_gate_up(part: str) -> Callable[[DecoderConfig], Rows]:
     return rows
 
 
-def keys_of(config: DecoderConfig) -> Iterator[str]:
-    """Every key that the flow of a configuration reads."""
+def keys_of(config: DecoderConfig, head: bool = True) -> Iterator[str]:
+    """Every key that the flow of a configuration reads, with or without its head."""
     yield "model.embed_tokens.weight"
-    if not config.tied:
+    if head and not config.tied:
         yield "lm_head.weight"
     if config.learned_positions is not None:
         yield "model.position_embeddings.weight"
+    if config.per_layer is not None:
+        parts = ("embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
+        yield from (f"model.{part}.weight" for part in parts)
     yield from _norm_keys("model.norm", config)
     norms = config.norms
     for index, layer in enumerate(config.layers):
@@ -125,17 +143,37 @@ def keys_of(config: DecoderConfig) -> Iterator[str]:
             if norm is not None:
                 yield from _norm_keys(prefix + norm, config)
         yield from _linear_attention_keys(prefix) if layer.linear else _attention_keys(prefix, attention)
+        if config.per_layer is not None:
+            parts = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
+            yield from (f"{prefix}{part}.weight" for part in parts)
+        if config.layer_scalars:
+            yield f"{prefix}layer_scalar"
+        if isinstance(layer.mlp, MoeConfig):
+            yield f"{prefix}mlp.router.weight"
+            yield from (f"{prefix}mlp.experts.{part}_proj.weight" for part in ("gate", "up", "down"))
+            continue
         for part in ("gate", "up", "down"):
             if part != "gate" or "glu" in layer.mlp.kind:
                 yield from _linear_keys(f"{prefix}mlp.{part}_proj", layer.mlp.bias)
 
 
+def unread_keys_of(config: DecoderConfig) -> Iterator[str]:
+    """Keys that files of a configuration may carry and its flow does not read."""
+    if config.tied:  # the head once more
+        yield "lm_head.weight"
+    for index, layer in enumerate(config.layers):
+        if layer.attention.kv_layer is not None:
+            for part in ("k_proj", "v_proj", "k_norm"):
+                yield from _linear_keys(f"model.layers.{index}.self_attn.{part}", bias=True)
+
+
 def _attention_keys(prefix: str, attention: AttentionConfig) -> Iterator[str]:
-    for letter in "qkvo":
+    own = "" if attention.kv_layer is not None else "k" if attention.k_eq_v else "kv"
+    for letter in f"q{own}o":
         bias = attention.o_bias if letter == "o" else attention.qkv_bias
         yield from _linear_keys(f"{prefix}self_attn.{letter}_proj", bias)
     if attention.qk_norm != "none":
-        yield from (f"{prefix}self_attn.{letter}_norm.weight" for letter in "qk")
+        yield from (f"{prefix}self_attn.{letter}_norm.weight" for letter in f"q{own[:1]}")
     if attention.output_gate:
         yield from _linear_keys(f"{prefix}self_attn.gate_proj", attention.qkv_bias)
 
@@ -195,6 +233,8 @@ GGUF_NAMES = NameMap(
         "mlp.gate_proj": "ffn_gate",
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
+        "mlp.router": "ffn_gate_inp",
+        **{f"mlp.experts.{part}_proj": f"ffn_{part}_exps" for part in ("gate", "up", "down")},
     },
     {
         "model.embed_tokens.weight": "token_embd.weight",

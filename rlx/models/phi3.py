@@ -1,6 +1,7 @@
 """Phi-3 and Phi-4: Llama with q, k and v in one tensor, gate and up in another. Source: transformers' modeling_phi3.
 
-LongRoPE changes all angles once a sequence is longer than the first context; RLX runs it within that. Next: `gpt2.py`.
+LongRoPE has two tables: one for sequences within the first context, which is the context length unless a longer one is
+asked for, and one for all sequences of a model that was opened with a longer one. Next: `gpt2.py`.
 """
 
 from __future__ import annotations
@@ -41,13 +42,20 @@ def phi3_from_gguf(fields: Fields, checkpoint: Checkpoint) -> DecoderConfig:
     config = gguf_decoder(fields, checkpoint, layers)
     original = fields.integer("rope.scaling.original_context_length", config.context_length)
     scaling = fields.number("rope.scaling.attn_factor", 1.0)
-    short = checkpoint.tensors.get("rope_factors_short.weight")
-    if short is None:
+    tables = [_divided(config, checkpoint, f"rope_factors_{which}.weight", scaling) for which in ("short", "long")]
+    if tables[0] is None or tables[1] is None:
         return config
-    factors = decode(short.dtype, checkpoint.data(short.name), short.shape).astype(np.float32)
-    rope = RopeFrequencies(config.rope[DEFAULT_ROPE].divided_by(factors).inverse, scaling)
     length = min(original, config.context_length)
-    return replace(config, rope={DEFAULT_ROPE: rope}, context_length=length)
+    longer = ({DEFAULT_ROPE: tables[1]}, config.context_length) if length < config.context_length else None
+    return replace(config, rope={DEFAULT_ROPE: tables[0]}, context_length=length, longer=longer)
+
+
+def _divided(config: DecoderConfig, checkpoint: Checkpoint, name: str, scaling: float) -> RopeFrequencies | None:
+    info = checkpoint.tensors.get(name)
+    if info is None:
+        return None
+    factors = decode(info.dtype, checkpoint.data(name), info.shape).astype(np.float32)
+    return RopeFrequencies(config.rope[DEFAULT_ROPE].divided_by(factors).inverse, scaling)
 
 
 PHI3 = Family(

@@ -48,7 +48,8 @@ class EncoderRecipe:
         flow: the plain forward pass, `tokens: i32[batch, seq]` (and `token_types`) to `f32[batch, 1, width]`.
         weights: the checkpoint under the keys of the flow.
         vocab_size: rows of the embedding table.
-        hidden_size, num_layers: the sizes, as usual.
+        width: elements of a vector; of a model that classifies, its scores.
+        num_layers: as usual.
         token_types: kinds of tokens; 0 for a flow without the input `token_types`.
         labels: scores of a text or a pair of texts; 0 for a model that embeds.
         score_function: what is applied to the scores of a pair: "sigmoid" or "identity".
@@ -62,7 +63,7 @@ class EncoderRecipe:
     flow: ModelFlow
     weights: WeightSource
     vocab_size: int
-    hidden_size: int
+    width: int
     num_layers: int
     token_types: int
     labels: int

@@ -1,8 +1,10 @@
 """attention, repeat_kv: scaled dot-product attention over grouped heads.
 
 Order (Gemma 2 report; transformers' eager attention): scale, then soft cap, then mask, then softmax. Heads lie side
-by side in the last axis; query head h reads KV head h // (num_heads / num_kv_heads). Next: `paged_attention.py`, the
-form of the step program.
+by side in the last axis; query head h reads KV head h // (num_heads / num_kv_heads). Masks: none, causal, sliding (the
+last `window` keys), around (keys less than `window` away, before and after), bias (an additive operand of every query
+and key) and relative (every key; an additive operand of each head and distance, as T5 and MPNet have). Next:
+`paged_attention.py`, the form of the step program.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlx.core.dim import Dim, Size, bounds
-from rlx.core.dtype import f32
+from rlx.core.dtype import f32, i32
 from rlx.core.graph import Attrs, Value
 from rlx.core.type import TensorType
 from rlx.errors import InputError, ShapeError
@@ -33,7 +35,9 @@ from rlx.ops.op import (
     static_axis,
 )
 
-MASKS = ("none", "causal", "sliding", "bias")
+MASKS = ("none", "causal", "sliding", "around", "bias", "relative")
+WINDOWED = ("sliding", "around")
+WITH_OPERAND = ("bias", "relative")
 SEQ = Dim("seq", max=64)
 
 HEAD_ATTRIBUTES = (
@@ -41,7 +45,7 @@ HEAD_ATTRIBUTES = (
     Attribute("num_kv_heads", "key and value heads"),
     Attribute("scale", "factor of the scores"),
     Attribute("softcap", "bound of the scores, none for no bound", None),
-    Attribute("window", "keys a query sees, its own included, for sliding masks", None),
+    Attribute("window", "keys a query sees on one side, its own included, for the masks sliding and around", None),
 )
 
 
@@ -70,11 +74,10 @@ def _infer_attention(types: Types, attrs: Attrs) -> Types:
     mask = attrs["mask"]
     if mask not in MASKS:
         raise ShapeError("unknown mask kind", found=repr(mask), expected=", ".join(MASKS))
-    if mask == "bias" and len(types) != 4:
-        raise ShapeError("the mask kind bias needs its operand", fix="pass the additive mask [query, key] as 4th input")
-    if mask == "sliding" and attrs["window"] is None:
-        raise ShapeError("the mask kind sliding needs its window", fix="give the attribute window")
-    check_arity(types, 4 if mask == "bias" else 3)
+    if mask in WITH_OPERAND and len(types) != 4:
+        raise ShapeError(f"the mask kind {mask} needs its operand", fix="pass what is added to the scores as 4th input")
+    check_mask(attrs, types[3] if mask == "relative" else None)
+    check_arity(types, 4 if mask in WITH_OPERAND else 3)
     q, k, v = types[:3]
     if any(type_.dtype != f32 or type_.rank < 2 for type_ in types[:3]) or k != v or q.shape[:-2] != k.shape[:-2]:
         raise ShapeError("attention takes float32 q, k, v [..., seq, heads*head_dim]")
@@ -87,6 +90,25 @@ def _infer_attention(types: Types, attrs: Attrs) -> Types:
     return (q,)
 
 
+def check_mask(attrs: Attrs, distances: TensorType | None) -> None:
+    """Check the window of a mask, and the operand of the kind relative.
+
+    Raises:
+        ShapeError: the window is missing, or the operand is not f32[num_heads, odd number of columns].
+    """
+    if attrs["mask"] in WINDOWED and attrs["window"] is None:
+        raise ShapeError(f"the mask kind {attrs['mask']} needs its window", fix="give the attribute window")
+    if distances is None:
+        return
+    shape, heads = distances.shape, int_attr(attrs, "num_heads")
+    if distances.dtype != f32 or shape[:-1] != (heads,) or static_axis(distances, -1, "the mask") % 2 == 0:
+        raise ShapeError(
+            "the operand of the mask kind relative is not one number for each head and distance",
+            found=str(distances),
+            expected=f"f32[{heads}, an odd number]",
+        )
+
+
 def _certainly_more(left: Size, right: Size) -> bool:
     return bounds(left - right)[0] > 0
 
@@ -97,8 +119,24 @@ def causal_mask(positions: Array, keys: Array, window: int | None) -> Array:
     return (distance >= 0) & (distance < (window if window is not None else np.iinfo(np.int32).max))
 
 
+def mask_array(attrs: Mapping[str, Any], queries: Array, keys: Array, operand: Array | None) -> Array | None:
+    """What a mask does to queries and keys at these positions: bool [Sq, Sk], or what is added, [Sq, Sk] or
+    [heads, Sq, Sk]; None where every key is seen as it is.
+    """
+    mask = attrs["mask"]
+    distance = queries[:, None] - keys[None, :]
+    if operand is not None:
+        columns = operand.shape[1]
+        return operand if mask == "bias" else operand[:, np.clip(distance + columns // 2, 0, columns - 1)]
+    if mask == "none":
+        return None
+    if mask == "around":
+        return np.abs(distance) < attrs["window"]
+    return causal_mask(queries, keys, attrs["window"] if mask == "sliding" else None)
+
+
 def grouped_attention(q: Array, k: Array, v: Array, seen: Array | None, attrs: Mapping[str, Any]) -> Array:
-    """q [Sq, heads*D], k and v [Sk, kv_heads*D], `seen` bool or an additive mask [Sq, Sk]; gives [Sq, heads*D]."""
+    """q [Sq, heads*D], k and v [Sk, kv_heads*D], `seen` as `mask_array` gives it; gives [Sq, heads*D]."""
     heads, kv_heads = attrs["num_heads"], attrs["num_kv_heads"]
     group = heads // kv_heads
     queries = q.reshape(q.shape[0], kv_heads, group, q.shape[1] // heads)
@@ -107,6 +145,7 @@ def grouped_attention(q: Array, k: Array, v: Array, seen: Array | None, attrs: M
     if attrs["softcap"] is not None:
         scores = attrs["softcap"] * np.tanh(scores / attrs["softcap"])
     if seen is not None:
+        seen = seen.reshape(kv_heads, group, *seen.shape[1:]) if seen.ndim == 3 else seen
         scores = np.where(seen, scores, -np.inf) if seen.dtype == np.bool_ else scores + seen
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights = weights / weights.sum(axis=-1, keepdims=True)
@@ -116,15 +155,11 @@ def grouped_attention(q: Array, k: Array, v: Array, seen: Array | None, attrs: M
 def _reference_attention(inputs: tuple[Array, ...], attrs: Mapping[str, Any]) -> tuple[Array, ...]:
     q, k, v = inputs[:3]
     queries, keys = q.shape[-2], k.shape[-2]
-    seen: Array | None = None
-    if attrs["mask"] == "bias":
-        seen = inputs[3]
-    elif attrs["mask"] != "none":
-        if queries > keys:
-            raise InputError("a causal mask needs at least as many keys as queries", found=f"{queries} > {keys}")
-        window = attrs["window"] if attrs["mask"] == "sliding" else None
-        index: Array = np.arange(int(keys))
-        seen = causal_mask(index[int(keys - queries) :], index, window)
+    if attrs["mask"] in ("causal", "sliding") and queries > keys:
+        raise InputError("a causal mask needs at least as many keys as queries", found=f"{queries} > {keys}")
+    index: Array = np.arange(int(keys))
+    positions: Array = np.arange(int(keys - queries), int(keys))
+    seen = mask_array(attrs, positions, index, inputs[3] if len(inputs) == 4 else None)
     flat = [x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)]
     rows = [grouped_attention(a, b, c, seen, attrs) for a, b, c in zip(*flat, strict=True)]
     return (np.stack(rows).reshape(q.shape),)
@@ -151,24 +186,43 @@ def _decompose_attention(emit: Emitter, inputs: tuple[Value, ...], attrs: Attrs)
     if attrs["mask"] == "bias":
         scores = emit("add", scores, inputs[3])
     elif attrs["mask"] != "none":
-        scores = _masked(emit, scores, queries, keys, attrs)
+        scores = _masked(emit, scores, _distance(emit, queries, keys), inputs[3:], attrs)
     result = emit("matmul", emit("softmax", scores), v)
     result = emit("transpose", result, axes=(*axes, n + 2, n, n + 1, n + 3))
     return (emit("reshape", result, shape=(*lead, queries, heads * head_dim)),)
 
 
-def _masked(emit: Emitter, scores: Value, queries: Size, keys: Size, attrs: Attrs) -> Value:
+def _distance(emit: Emitter, queries: Size, keys: Size) -> Value:
+    """How far each query stands behind each key, `f32[query, key]`."""
     row = emit("reshape", emit("cast", emit("iota", size=queries), dtype=f32), shape=(queries, 1))
     column = emit("reshape", emit("cast", emit("iota", size=keys), dtype=f32), shape=(1, keys))
     # the last query stands at the last key; a distance is exact in float32 up to 2^24 positions
     offset = emit("reduce_max", emit("reshape", column, shape=(1, keys)))
     last = emit("reduce_max", emit("reshape", row, shape=(1, queries)))
-    distance = emit("sub", emit("add", row, emit("sub", offset, last)), column)
+    return emit("sub", emit("add", row, emit("sub", offset, last)), column)
+
+
+def _masked(emit: Emitter, scores: Value, distance: Value, operand: Sequence[Value], attrs: Attrs) -> Value:
+    if attrs["mask"] == "relative":
+        return emit("add", scores, _of_distances(emit, distance, operand[0], attrs))
     hidden = _scalar(emit, float("-inf"))
+    if attrs["mask"] == "around":
+        near = emit("less", emit("abs", distance), _scalar(emit, float(int_attr(attrs, "window"))))
+        return emit("select", near, scores, hidden)
     scores = emit("select", emit("less_equal", _scalar(emit, 0.0), distance), scores, hidden)
     if attrs["mask"] == "sliding":
         scores = emit("select", emit("less", distance, _scalar(emit, float(int_attr(attrs, "window")))), scores, hidden)
     return scores
+
+
+def _of_distances(emit: Emitter, distance: Value, table: Value, attrs: Attrs) -> Value:
+    """The columns of `f32[num_heads, columns]` that distances stand for, `f32[kv_heads, group, query, key]`."""
+    columns, kv_heads = static_axis(table.type, -1, "the mask"), int_attr(attrs, "num_kv_heads")
+    shifted = emit("add", distance, _scalar(emit, float(columns // 2)))
+    inside = emit("minimum", emit("maximum", shifted, _scalar(emit, 0.0)), _scalar(emit, float(columns - 1)))
+    rows = emit("embedding", emit("cast", inside, dtype=i32), emit("transpose", table, axes=(1, 0)))
+    by_head = emit("transpose", rows, axes=(2, 0, 1))
+    return emit("reshape", by_head, shape=(kv_heads, int_attr(attrs, "num_heads") // kv_heads, *distance.type.shape))
 
 
 def _scalar(emit: Emitter, value: float) -> Value:
@@ -195,7 +249,9 @@ def _attention_samples() -> Sequence[Sample]:
         case("sliding", mask="sliding", window=4),
         case("softcap", softcap=2.0),
         case("fewer_queries", queries=5),
+        case("around", queries=5, mask="around", window=3),
         case("bias", mask="bias", extra=(TensorType(f32, (SEQ, SEQ)),)),
+        case("relative", mask="relative", extra=(TensorType(f32, (6, 7)),)),
     )
 
 
@@ -207,7 +263,7 @@ attention = register(
         _reference_attention,
         _decompose_attention,
         _attention_samples,
-        (*HEAD_ATTRIBUTES, Attribute("mask", "none, causal, sliding or bias (an additive operand)", "causal")),
+        (*HEAD_ATTRIBUTES, Attribute("mask", f"one of {', '.join(MASKS)}", "causal")),
         cost=attention_cost,
     )
 )

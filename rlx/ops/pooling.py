@@ -31,8 +31,11 @@ from rlx.ops.op import (
 )
 from rlx.ops.packed_attention import check_bounds
 
-POOLINGS = ("mean", "mean_sqrt", "max", "first", "last")
-MODE = Attribute("mode", "mean, mean_sqrt (sum / sqrt(tokens)), max, first (the CLS token) or last")
+POOLINGS = ("mean", "mean_sqrt", "weighted_mean", "max", "first", "last")
+MODE = Attribute(
+    "mode",
+    "mean, mean_sqrt (sum / sqrt(tokens)), weighted_mean (token i has weight i), max, first (the CLS token) or last",
+)
 SKIP = Attribute("skip", "rows at the start of a sequence that are left out", 0)
 SEQ = Dim("seq", max=64)
 PATCHES: Attrs = {"mode": "mean", "skip": 2}
@@ -57,6 +60,9 @@ def _pool(rows: Array, mode: str, skip: int) -> Array:
         return rows[..., -1:, :]
     if mode == "max":
         return rows.max(axis=-2, keepdims=True)
+    if mode == "weighted_mean":
+        weights = np.arange(1, rows.shape[-2] + 1, dtype=rows.dtype)[:, None]
+        return (rows * weights).sum(axis=-2, keepdims=True) / weights.sum()
     total = rows.sum(axis=-2, keepdims=True)
     return total / np.asarray(rows.shape[-2] if mode == "mean" else np.sqrt(rows.shape[-2]), rows.dtype)
 

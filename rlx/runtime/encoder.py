@@ -67,7 +67,7 @@ class Encoder(LoadedModel):
     @property
     def width(self) -> int:
         """Elements of a vector; scores of a text or pair where the model classifies."""
-        return self._recipe.labels or self._recipe.hidden_size
+        return self._recipe.width
 
     @property
     def vocab_size(self) -> int:
@@ -105,18 +105,39 @@ class Encoder(LoadedModel):
         checked = _checked_texts(texts)
         return self._run([before + text for text in checked] if before else checked, progress)
 
-    def scores(self, pairs: Sequence[tuple[str, str]], *, progress: Progress | None = None) -> Vectors:
+    def scores(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        progress: Progress | None = None,
+    ) -> Vectors:
         """The scores of pairs of texts before any function, `float32 [pairs, labels]`.
+
+        Args:
+            pairs: any number of pairs of texts.
+            prompt, prompt_name: as for `embed`; put before the first text of each pair.
+            progress: called after each run of the program.
 
         Raises:
             InputError: a text is none, or the model makes vectors.
+            OptionError: the model has no such prompt.
         """
         if self.embeds:
             raise InputError("this model makes vectors and scores no pairs", where=self.name, fix="use embed")
-        return self._run([(first, second) for first, second in pairs], progress)
+        before = self._prompt(prompt, prompt_name)
+        return self._run([(before + first, second) for first, second in pairs], progress)
 
     def rerank(
-        self, query: str, documents: Sequence[str], *, top: int | None = None, progress: Progress | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top: int | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        progress: Progress | None = None,
     ) -> list[Ranked]:
         """The documents by how well they answer the query, best first; of equal scores the earlier one first.
 
@@ -124,16 +145,19 @@ class Encoder(LoadedModel):
             query: the question.
             documents: what may answer it.
             top: how many to give; None for all.
+            prompt, prompt_name: as for `embed`; put before the query.
             progress: called after each run of the program.
 
         Raises:
             InputError: a text is none, or the model makes vectors or more than one score.
+            OptionError: `top` is not positive, or the model has no such prompt.
         """
         if self._recipe.labels > 1:
             raise InputError("a ranking needs one score for a pair", found=self._recipe.labels, fix="use scores")
         if top is not None and top < 1:
             raise OptionError("a ranking has at least one document", found=top, expected="1 or more")
-        scores = self.scores([(query, document) for document in _checked_texts(documents)], progress=progress)[:, 0]
+        pairs = [(query, document) for document in _checked_texts(documents)]
+        scores = self.scores(pairs, prompt=prompt, prompt_name=prompt_name, progress=progress)[:, 0]
         if self._recipe.score_function == "sigmoid":
             scores = (1.0 / (1.0 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
         order = np.argsort(-scores, kind="stable")[:top]

@@ -227,6 +227,14 @@ def compilation_of(model: LoadedModel) -> Compilation:
     return recompile(model.origin, module.program)
 
 
+def _no_program(model: LoadedModel) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "only language models and encoders of texts that run on the cpu backend can be looked into",
+        where=model.name,
+        found=model.kind,
+    )
+
+
 def module_of(model: LoadedModel) -> CpuModule:
     """The loaded program of a model.
 
@@ -237,7 +245,7 @@ def module_of(model: LoadedModel) -> CpuModule:
         return model.executable.module
     if isinstance(model, Model) and isinstance(model.program, Session):
         return model.program.module
-    raise UnsupportedModelError("this model runs no program of the cpu backend", where=model.name)
+    raise _no_program(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +286,7 @@ def _tasks(model: LoadedModel, work: Work) -> list[_Task]:
     if isinstance(model, Encoder):
         return [_Task("encode", "texts", work.texts, lambda log: _encode(model, work, log))]
     if not isinstance(model, Model) or not isinstance(model.program, Session):
-        raise UnsupportedModelError("this model runs no program of the cpu backend", where=model.name)
+        raise _no_program(model)
     session, longest = model.program, max(work.prompt_tokens + 1, max(1, work.depth) + work.new_tokens + 1)
     if longest > model.context:
         raise ContextLengthError("the lengths do not fit", found=longest, expected=f"at most {model.context} tokens")

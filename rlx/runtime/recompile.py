@@ -87,11 +87,15 @@ def _graphs(origin: Origin) -> tuple[ModelFlow, Graph, Graph]:
     from rlx.hir.derive_step import derive_step
     from rlx.io.reference import open_model
     from rlx.models.encoders import encoder_recipe_for
+    from rlx.models.image_models import image_recipe_for
+    from rlx.models.recipe import PairRecipe
     from rlx.models.registry import recipe_for
     from rlx.runtime.load_encoder import packed_graph
 
     checkpoint, profile = open_model(origin.path), origin.profile
-    encoder = encoder_recipe_for(checkpoint)
+    encoder = encoder_recipe_for(checkpoint) or image_recipe_for(checkpoint)
+    if isinstance(encoder, PairRecipe):
+        encoder = encoder.image
     if encoder is not None:
         graph, _ = packed_graph(encoder, profile)
         return encoder.flow, encoder.flow.build(encoder.weights, profile), graph

@@ -44,6 +44,7 @@ class FakeStep:
         sequences: NDArray[np.int32],
         page_table: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
+        slots: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]:
         if len(self.steps) == self._interrupt_at:
             raise KeyboardInterrupt

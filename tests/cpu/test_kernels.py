@@ -26,7 +26,13 @@ from rlx.runtime.executable import empty as empty_output
 from tests.cpu.compiling import TARGETS, Array, as_bytes, compiled, one_op, parameter, same_bits
 from tests.ops.sample_inputs import CASE_NAMES, CASES, add_inputs, largest_difference, other_dims, sample_inputs
 
-WEIGHT_OPERANDS = {"linear": (1, 2), "embedding": (1,), "dequantize": (0,)}
+WEIGHT_OPERANDS = {
+    "linear": (1, 2),
+    "expert_linear": (1, 3),
+    "grouped_linear": (1, 4),
+    "embedding": (1,),
+    "dequantize": (0,),
+}
 """Operands that kernels pack, so that they have to be parameters."""
 GUARD = 64
 """Bytes watched on both sides of every output."""

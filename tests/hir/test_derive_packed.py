@@ -71,7 +71,10 @@ def flow(mask: MaskKind) -> ModelFlow:
     )
 
 
-@pytest.mark.parametrize("mask", [MaskKind.none(), MaskKind.causal(), MaskKind.sliding(3)], ids=lambda m: m.kind)
+MASKS = (MaskKind.none(), MaskKind.causal(), MaskKind.sliding(3), MaskKind.around(3))
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda m: m.kind)
 @pytest.mark.parametrize("mode", [*POOLINGS, "last_token"])
 def test_each_text_is_what_it_is_alone(mask: MaskKind, mode: str) -> None:
     whole = flow(mask)

@@ -41,7 +41,8 @@ def weights() -> DictWeights:
 
 
 def stages(layer: int) -> list[BlockStage]:
-    spec = SelfAttnPrefillSpec(*(f"{layer}.self.{part}.weight" for part in "qkv"), 3, 8, 3, n_rot=0)
+    q_key, k_key, v_key = (f"{layer}.self.{part}.weight" for part in "qkv")
+    spec = SelfAttnPrefillSpec(q_key, k_key, v_key, 3, 8, 3, n_rot=0)
     return [
         SaveResidualStage(),
         SelfAttentionStage(spec, f"{layer}.self.o.weight"),

@@ -116,7 +116,13 @@ def folder_of(case: EncoderCase, folder: Path, **settings: Any) -> Path:
 
 
 def modules(*kinds: str) -> list[dict[str, Any]]:
-    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "2_Dense"}
+    paths = {
+        "Transformer": "",
+        "Pooling": "1_Pooling",
+        "Normalize": "2_Normalize",
+        "Dense": "2_Dense",
+        "LSTM": "2_LSTM",
+    }
     return [
         {"idx": i, "path": paths[kind], "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)
     ]
@@ -152,11 +158,14 @@ def test_pooling_length_and_prompts_come_from_the_folder(tmp_path: Path) -> None
     ("change", "facts"),
     [
         ({"modules": modules("Transformer", "Pooling", "Dense")}, ["Dense"]),
-        ({"1_Pooling__config": {"pooling_mode_weightedmean_tokens": True}}, ["weightedmean_tokens"]),
-        (
-            {"1_Pooling__config": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}},
-            ["cls_token, mean_tokens"],
-        ),
+        ({"1_Pooling__config": {"pooling_mode_median_tokens": True}}, ["median_tokens"]),
+        ({"1_Pooling__config": {"pooling_mode": ["cls", "median"]}}, ["'cls', 'median'"]),
+        ({"modules": modules("Transformer", "Pooling", "LSTM")}, ["LSTM"]),
+        ({"modules": [{"path": "", "type": "custom_model.Transformer"}]}, ["custom_model.Transformer"]),
+        ({"modules": modules("Transformer")}, ["without a pooling"]),
+        ({"modules": modules("Transformer", "Pooling", "Dense"), "2_Dense__config": {"in_features": 4}}, ["4"]),
+        ({"sentence_bert_config": {"do_lower_case": True}}, ["do_lower_case"]),
+        ({"sentence_bert_config": {"novelty": 1}}, ["novelty"]),
         ({"sentence_bert_config": {"max_seq_length": "x"}}, ["max_seq_length", "'x'"]),
         ({"config_sentence_transformers": {"default_prompt_name": "nobody"}}, ["default_prompt_name", "nobody"]),
     ],

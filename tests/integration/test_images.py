@@ -133,6 +133,9 @@ def test_embed_takes_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["embed", "-", *files, *options]) == 2
     assert main(["generate", "x", "--model", str(path)]) == 5
     assert "a model of images" in capsys.readouterr().err
+    for command in ("bench", "profile"):
+        assert main([command, str(path), *options[2:4]]) == 5
+        assert "found:    a model of images" in capsys.readouterr().err
 
 
 def test_a_folder_that_does_not_say_how_pictures_are_prepared(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def test_a_beam_finds_what_is_likely_and_says_how_likely(tiny: SpeechModel) -> N
 
 def test_what_is_refused(tiny: SpeechModel, tmp_path: Path) -> None:
     samples = sound("refused", 1.0)
-    for wrong in ({"language": "fr"}, {"task": "sing"}, {"beams": 2}):
+    several: list[dict[str, Any]] = [{"language": "fr"}, {"task": "sing"}, {"beams": 2}]
+    for wrong in several:
         with pytest.raises(OptionError):
             tiny.transcribe(samples, **wrong)
     for array in (samples.astype(np.int16), samples[None], samples[:0], np.full(9, np.nan, np.float32)):

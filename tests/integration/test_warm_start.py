@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -296,7 +296,7 @@ def test_a_model_with_recurrent_state_starts_from_its_entry(
     path: Path, empty_cache: Path, long_ways: list[Path]
 ) -> None:
     case, vocabulary = FAMILIES["qwen3_5"], metadata()
-    tokens = [*vocabulary["tokenizer.ggml.tokens"][:159], "ab"]
+    tokens = [*cast(list[str], vocabulary["tokenizer.ggml.tokens"])[:159], "ab"]
     kept = {key: value for key, value in vocabulary.items() if key.startswith("tokenizer.")}
     kept |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * 160, "tokenizer.ggml.eos_token_id": 3}
     write_gguf(path, {**LAYOUTS[case.name].metadata, **kept}, gguf_tensors(case))

@@ -29,8 +29,8 @@ F32 = 0
 PACKED = {2: q4_0, 3: q4_1, 8: q8_0}
 
 
-def recipe_of(path: Path) -> ModelRecipe:
-    return recipe_for(open_model(path))
+def recipe_of(path: Path, context_length: int | None = None) -> ModelRecipe:
+    return recipe_for(open_model(path), context_length)
 
 
 @contextmanager

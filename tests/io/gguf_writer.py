@@ -51,6 +51,8 @@ def value(item: object) -> Raw:
             return Raw(STRING, string(item))
         case [str(), *_]:
             return array(STRING, [string(part) for part in item])
+        case [bool(), *_]:
+            return array(BOOL, [struct.pack("<B", part) for part in item])
         case [float(), *_]:
             return array(FLOAT32, [struct.pack("<f", part) for part in item])
         case [int(), *_]:

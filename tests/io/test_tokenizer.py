@@ -187,7 +187,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "eos outside": {"eos_token_id": 10**6},
     "eos is text": {"eos_token_id": "x"},
     "flag is a number": {"add_bos_token": 1},
-    "unknown model": {"model": "bert"},
+    "unknown model": {"model": "rwkv"},
     "no model": {"model": None},
     "model is a number": {"model": 3},
     "unknown pre": {"pre": "never-heard-of"},

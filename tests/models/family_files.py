@@ -7,6 +7,7 @@ weights the converter applies, so that nothing here has to be believed.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from tests.references.load_models import FamilyCase, family_cases, gguf_layouts
 FAMILIES = {case.name: case for case in family_cases()}
 LAYOUTS = gguf_layouts()
 
-# What GGUF files cannot say: Qwen's and SmolLM3's windows, another activation, layer types out of the usual order, a
-# scale that is not of head_dim, GPT-2's scale by layer.
+# What GGUF files cannot say: Qwen's, SmolLM3's and Mixtral's windows, another activation, layer types out of the usual
+# order, a scale that is not of head_dim, GPT-2's scale by layer, scaled RoPE of layers with a window, YaRN with another
+# mscale, weights of experts that are not divided by their sum.
 UNFAITHFUL = {
     "llama_gelu",
     "qwen2_window",
@@ -32,9 +34,16 @@ UNFAITHFUL = {
     "gemma2_caps",
     "gemma3",
     "gemma3_scaled",
+    "gemma4_unusual",
     "gpt2_inverse",
     "neox_sequential",
     "smollm3_window",
+    "ministral3_window",
+    "ministral3_mscale",
+    "olmo3_full",
+    "mixtral_gelu",
+    "mixtral_window",
+    "qwen3_moe_sums",
 }
 FAITHFUL = sorted(set(LAYOUTS) - UNFAITHFUL)
 
@@ -83,9 +92,24 @@ def _hybrid_candidates(array: Array, config: dict[str, Any]) -> Iterator[Array]:
         yield np.ascontiguousarray(tiled(array.T, value_dim).T)
 
 
+def _unrotated(pairs: int) -> dict[str, Array]:
+    """Divisors of frequencies, of which any number of leading pairs keep theirs and the rest turns no more."""
+    rows = np.arange(pairs)
+    return {f"unrotated.{kept}": np.where(rows < kept, 1.0, 1e30).astype(np.float32) for kept in range(pairs)}
+
+
 def gguf_file(case: FamilyCase, path: Path) -> Path:
     """Write the GGUF file of a case."""
     return write_gguf(path, LAYOUTS[case.name].metadata, gguf_tensors(case))
+
+
+def _stacks(weights: dict[str, Array]) -> dict[str, Array]:
+    """The experts of each layer as one tensor."""
+    stacks: dict[str, list[Array]] = {}
+    for name in sorted(weights, key=lambda name: [int(part) if part.isdigit() else 0 for part in name.split(".")]):
+        if re.search(r"experts\.\d+\.", name):
+            stacks.setdefault(re.sub(r"experts\.\d+\.", "experts.", name), []).append(weights[name])
+    return {name: np.stack(arrays) for name, arrays in stacks.items()}
 
 
 def gguf_tensors(case: FamilyCase) -> dict[str, Array]:
@@ -94,7 +118,9 @@ def gguf_tensors(case: FamilyCase) -> dict[str, Array]:
     by_hash: dict[str, Array] = {}
     rope = case.config.get("rope_parameters") or {}
     factors = {key: np.array(rope[key], np.float32) for key in ("short_factor", "long_factor") if key in rope}
-    for array in (case.weights() | factors).values():
+    factors |= _unrotated(layout.shapes.get("rope_freqs.weight", (0,))[0])
+    weights = case.weights()
+    for array in (weights | factors | _stacks(weights)).values():
         for candidate in (*_candidates(array, case.config), *_hybrid_candidates(array, case.config)):
             by_hash[hashlib.sha256(candidate.tobytes()).hexdigest()] = candidate
     tensors: dict[str, Array] = {}
@@ -108,6 +134,13 @@ def gguf_tensors(case: FamilyCase) -> dict[str, Array]:
 def folder(case: FamilyCase, path: Path) -> Path:
     """Write the Hugging Face folder of a case."""
     return write_folder(path, case.config, case.weights())
+
+
+def context_of(case: FamilyCase) -> int | None:
+    """The context length to open a case with: beyond the first one of LongRoPE if its prompt is longer than that."""
+    rope = case.config.get("rope_parameters") or {}
+    is_long = rope.get("rope_type") == "longrope" and len(case.ids) > rope["original_max_position_embeddings"]
+    return case.config["max_position_embeddings"] if is_long else None
 
 
 def families_without_a_case() -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from numpy.typing import NDArray
 import rlx
 from rlx.backends.cpu.target import available
 from rlx.backends.reference import run_graph
+from rlx.core.text import print_graph
 from rlx.errors import MissingTensorError, RlxError, UnsupportedModelError
 from rlx.hir.derive_packed import derive_packed
 from rlx.io.safetensors_folder import open_folder
 from rlx.models.encoder import encoder_flow
+from rlx.models.encoder_family import NO_COMPUTATION
 from rlx.models.encoders import ENCODER_TYPES, encoder_recipe_for
 from rlx.models.recipe import EncoderRecipe
 from tests.models.checkpoints import write_folder
+from tests.models.field_changes import ignored_fields
 from tests.references.load_models import EncoderCase, encoder_cases
 
 CASES = {case.name: case for case in encoder_cases()}
@@ -59,8 +63,15 @@ def test_the_plain_flow_is_what_transformers_computes(name: str, tmp_path: Path)
     assert np.abs(found - case.hidden).max() <= TOLERANCE
 
 
+# a case of each kind of program: compiling is what this test costs
+COMPILED = (
+    "bert", "bert_tanh_gelu", "bert_masked", "roberta_padding", "distilbert", "mpnet_long", "nomic_bert_theta",
+    "modernbert_biases",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_three_packed_texts_are_each_what_transformers_computes(name: str, target: str, tmp_path: Path) -> None:
     """The text between others, whose rows must not reach it: same bits as alone."""
     case = CASES[name]
@@ -105,6 +116,11 @@ def test_classifiers_give_the_logits_of_transformers(name: str, tmp_path: Path) 
         ("roberta", {"pad_token_id": "x"}, ["pad_token_id", "'x'"]),
         ("distilbert", {"n_layers": 3.5}, ["n_layers", "3.5"]),
         ("distilbert", {"pruned_heads": {"0": [1]}}, ["pruned_heads"]),
+        ("mpnet", {"relative_attention_num_buckets": 16}, ["relative_attention_num_buckets", "16"]),
+        ("nomic_bert", {"head_dim": 10}, ["head_dim", "10"]),
+        ("modernbert", {"hidden_activation": "relu"}, ["hidden_activation", "relu"]),
+        ("modernbert", {"layer_types": ["sliding_attention"]}, ["layer_types"]),
+        ("modernbert_classifier", {"classifier_pooling": "max"}, ["classifier_pooling", "max"]),
     ],
 )
 def test_configurations_that_ask_for_something_else(
@@ -116,21 +132,31 @@ def test_configurations_that_ask_for_something_else(
         assert fact in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("layer_norm_eps", 0.3), ("hidden_act", "relu"), ("num_attention_heads", 6), ("pad_token_id", 5)],
-)
-def test_a_field_that_is_read_changes_the_graph(field: str, value: Any, tmp_path: Path) -> None:
-    from rlx.core.text import print_graph
+# Fields of a classifier's head, which a model without one has as well.
+HEAD_FIELDS = frozenset(("classifier_activation", "classifier_bias", "classifier_pooling"))
 
-    name = "roberta" if field == "pad_token_id" else "bert"
-    texts: list[str] = []
-    for index, changes in enumerate(({}, {field: value})):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        recipe = recipe_of(CASES[name], folder, **changes)
-        texts.append(print_graph(recipe.flow.build(recipe.weights)))
-    assert texts[0] != texts[1]
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_field_is_ignored(name: str, tmp_path: Path) -> None:
+    """A change of a field gives another graph or a refusal, or the field is known to carry no computation."""
+    case = CASES[name]
+    write_folder(tmp_path, case.config, case.weights())
+
+    def text_of(config: dict[str, Any]) -> str | None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        try:
+            recipe = encoder_recipe_for(open_folder(tmp_path))
+            assert recipe is not None
+            return print_graph(recipe.flow.build(recipe.weights), locations=False) + str(recipe.settings.max_tokens)
+        except RlxError:
+            return None
+
+    plain = text_of(case.config)
+    assert plain is not None
+    family = ENCODER_TYPES[case.config["model_type"]]
+    counts = HEAD_FIELDS if case.logits is not None else frozenset[str]()
+    harmless = (NO_COMPUTATION | family.no_computation) - counts
+    assert ignored_fields(case.config, harmless, lambda config: text_of(config) == plain) == set()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,19 +23,18 @@ from tests.models.family_files import (
     FAITHFUL,
     FAMILIES,
     LAYOUTS,
+    context_of,
     families_without_a_case,
     folder,
     gguf_file,
     gguf_tensors,
 )
+from tests.models.field_changes import ignored_fields
 from tests.references.load_models import FamilyCase
 
 NAMES = sorted(FAMILIES)
 # float32 rounding of transformers over three to seven layers, as a share of the largest logit; the bar of exact mode
 TOLERANCE = 1e-4
-# Numbers of a table of RoPE parameters that round to the same angles, or lie beyond the context RLX allows; and what in
-# a table of a whole model the field of this name outside of it says.
-FINE = ("beta_fast", "beta_slow", "long_factor", "tie_word_embeddings")
 
 
 def check(recipe: ModelRecipe, case: FamilyCase) -> None:
@@ -51,40 +50,13 @@ def test_every_family_has_a_case() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_is_what_transformers_computes(name: str, tmp_path: Path) -> None:
     case = FAMILIES[name]
-    check(recipe_for(open_folder(folder(case, tmp_path))), case)
+    check(recipe_for(open_folder(folder(case, tmp_path)), context_of(case)), case)
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
 def test_a_gguf_file_is_what_transformers_computes(name: str, tmp_path: Path) -> None:
     case = FAMILIES[name]
-    check(recipe_for(open_gguf(gguf_file(case, tmp_path / "model.gguf"))), case)
-
-
-def changed(value: object) -> list[Any]:
-    """Other values of the same kind."""
-    if isinstance(value, bool):
-        return [not value]
-    if isinstance(value, int):
-        return [value + 1, 2 * value + 2]
-    if isinstance(value, float):
-        return [value * 1.5 + 0.25]
-    if isinstance(value, str):
-        return ["gelu" if value != "gelu" else "silu", "something else"]
-    if isinstance(value, list):
-        return [value[1:] + value[:1], value[:-1]] if len(set(map(str, value))) > 1 else [value[:-1]]
-    return [7]
-
-
-def attempts(value: object) -> list[list[Any]]:
-    """Groups of other values; each number inside a table has a group of its own."""
-    if not isinstance(value, dict):
-        return [changed(value)]
-    return [
-        [{**value, key: other} for other in group]
-        for key, inner in value.items()
-        if key not in (*FINE, *NO_COMPUTATION)
-        for group in attempts(inner)
-    ]
+    check(recipe_for(open_gguf(gguf_file(case, tmp_path / "model.gguf")), context_of(case)), case)
 
 
 # Fields that count in some configurations only, and why not in others.
@@ -95,7 +67,10 @@ CONDITIONAL = {
     "sliding_window": "not in use without use_sliding_window",
     "use_sliding_window": "layer_types says which layers have the window",
     "original_max_position_embeddings": "read for LongRoPE",
+    "intermediate_size": "not in use where every layer has experts",
     "is_decoder": "changes the type hints of transformers' class and nothing it computes",
+    "use_double_wide_mlp": "widens layers that share keys and values",
+    "vocab_size_per_layer_input": "read where layers have embeddings of their own",
     "hidden_act": "Gemma's gelu is the tanh form",
     **dict.fromkeys(IMAGES, "texts have no images"),
     **dict.fromkeys(EXPERTS, "read where there are experts"),
@@ -107,25 +82,20 @@ def test_no_field_is_ignored(name: str, tmp_path: Path) -> None:
     """A change of a field gives another graph or a refusal, or the field is known to carry no computation."""
     case = FAMILIES[name]
     path = folder(case, tmp_path)
+    contexts = dict.fromkeys((None, context_of(case)))
 
     def graph_of(config: dict[str, Any]) -> str | None:
         folder(type(case)(case.name, case.seed, config, case.shapes, case.ids, case.logits, case.greedy), path)
         try:
-            recipe = recipe_for(open_folder(path))
-            return print_graph(recipe.flow.build(recipe.weights), locations=False) + str(recipe.context_length)
+            recipes = [recipe_for(open_folder(path), context) for context in contexts]
+            texts = [print_graph(recipe.flow.build(recipe.weights), locations=False) for recipe in recipes]
+            return "".join(texts) + str([recipe.context_length for recipe in recipes])
         except RlxError:
             return None
 
     plain = graph_of(case.config)
     assert plain is not None
-    ignored: list[str] = []
-    for field, value in case.config.items():
-        if field in NO_COMPUTATION and field != "architectures":
-            continue
-        for group in attempts(value):
-            others = [other for other in group if other != []]
-            if others and all(graph_of({**case.config, field: other}) == plain for other in others):
-                ignored.append(field)
+    ignored = ignored_fields(case.config, NO_COMPUTATION, lambda config: graph_of(config) == plain)
     assert set(ignored) <= set(CONDITIONAL)
 
 
@@ -209,8 +179,9 @@ def test_experts_are_refused(tmp_path: Path) -> None:
 
 def test_a_gguf_file_may_end_in_layers_for_speculative_decoding(tmp_path: Path) -> None:
     case, layout = FAMILIES["qwen3_5"], LAYOUTS["qwen3_5"]
-    more = {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}
-    more["qwen35.attention.recurrent_layers"] = [*layout.metadata["qwen35.attention.recurrent_layers"], False]
+    recurrent = cast(list[bool], layout.metadata["qwen35.attention.recurrent_layers"])
+    more: dict[str, object] = {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}
+    more["qwen35.attention.recurrent_layers"] = [*recurrent, False]
     extra = {"blk.4.attn_norm.weight": np.ones(64, np.float32), "blk.4.nextn.enorm.weight": np.ones(64, np.float32)}
     path = write_gguf(tmp_path / "model.gguf", {**layout.metadata, **more}, {**gguf_tensors(case), **extra})
     check(recipe_for(open_gguf(path)), case)

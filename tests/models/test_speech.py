@@ -53,7 +53,7 @@ def ctranslate2_tensors(case: SpeechCase) -> dict[str, NDArray[Any]]:
         norms = {f"{side}/layer_norm": f"{side}.layer_norm"}
         for index in range(case.config[f"{side}_layers"]):
             new, old = f"{side}/layer_{index}", f"{side}.layers.{index}"
-            linear = {
+            linear: dict[str, tuple[str, ...]] = {
                 "ffn/linear_0": ("fc1",),
                 "ffn/linear_1": ("fc2",),
                 "self_attention/linear_1": ("self_attn.out_proj",),

@@ -65,11 +65,18 @@ def test_attention_is_the_loop_over_heads_and_keys(sample: str) -> None:
                 seen = [j for j in seen if j <= own]
             if attrs["mask"] == "sliding":
                 seen = seen[-attrs["window"] :]
-            bias = [float(inputs[3][row, j]) for j in seen] if attrs["mask"] == "bias" else None
+            if attrs["mask"] == "around":
+                seen = [j for j in seen if abs(own - j) < attrs["window"]]
             for head in range(attrs["num_heads"]):
                 part = slice(head * dim, (head + 1) * dim)
                 shared = slice(head // group * dim, (head // group + 1) * dim)
                 keys, values = ([x[batch, j, shared] for j in seen] for x in (k, v))
+                bias = None
+                if attrs["mask"] == "bias":
+                    bias = [float(inputs[3][row, j]) for j in seen]
+                elif attrs["mask"] == "relative":
+                    last = inputs[3].shape[1] - 1
+                    bias = [float(inputs[3][head, min(max(own - j + last // 2, 0), last)]) for j in seen]
                 expected[batch, row, part] = attend(q[batch, row, part], keys, values, attrs, bias)
     assert largest_difference(result, expected) <= TOLERANCE
 

@@ -2,8 +2,9 @@
 """Record what tiny random models of many families answer in transformers.
 
 In: the configurations below; weights grow from a seed and their names in the safetensors file (`seeded.seeded_weight`).
-Out: two files a case in answers/families. Run `python -m tests.references.families` with the `references` extra
-installed; names after it record those cases anew. Next: `load_models.py`.
+Out: two files a case in answers/families, or in answers/multimodal for the text of a model of images. Run
+`python -m tests.references.families` with the `references` extra installed; names after it record those cases anew.
+Next: `load_models.py`.
 
 The configuration kept is the one `save_pretrained` wrote, without what transformers writes into every file.
 """
@@ -23,12 +24,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from tests.references.family_cases import CASES, FamilySource
+from tests.references.family_cases import CASES, MULTIMODAL_CASES, FamilySource
 from tests.references.recording import ANSWERS, write_case
 from tests.references.seeded import seeded_tensor, seeded_weight
 from tests.references.tiny_llama import greedy
 
-KIND = "families"
+KINDS = {"families": CASES, "multimodal": MULTIMODAL_CASES}
 PROMPT_TOKENS = 24
 GREEDY_TOKENS = 32
 SMALLEST_MARGIN = 1e-3  # between the two best logits of a greedy step: ten times the bar on a logit of size one
@@ -45,13 +46,12 @@ def _saved(source: FamilySource, folder: Path) -> tuple[dict[str, Any], dict[str
     return json.loads((folder / "config.json").read_text()), shapes
 
 
-def answer(name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def answer(name: str, source: FamilySource) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The description and the arrays (`ids` [tokens], `logits` [tokens, vocab], `greedy`) of one case.
 
     Raises:
         RuntimeError: no seed gives greedy steps that are clear enough for a test.
     """
-    source = CASES[name]
     with tempfile.TemporaryDirectory() as path, torch.no_grad():
         folder = Path(path)
         config, shapes = _saved(source, folder)
@@ -85,14 +85,15 @@ def answer(name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def main(names: list[str]) -> None:
     """Record the named cases, or every case that there is no answer for, and drop those of no case."""
-    recorded = {path.stem for path in (ANSWERS / KIND).glob("*.json")}
-    for name in names or [name for name in CASES if name not in recorded]:
-        description, arrays = answer(name)
-        write_case(KIND, description, arrays, ["torch", "transformers", "safetensors"])
-        print(name, description["seed"], description["smallest_greedy_margin"])
-    for gone in recorded - CASES.keys():
-        for path in (ANSWERS / KIND).glob(f"{gone}.*"):
-            path.unlink()
+    for kind, cases in KINDS.items():
+        recorded = {path.stem for path in (ANSWERS / kind).glob("*.json")}
+        for name in [name for name in cases if (name in names if names else name not in recorded)]:
+            description, arrays = answer(name, cases[name])
+            write_case(kind, description, arrays, ["torch", "transformers", "safetensors"])
+            print(name, description["seed"], description["smallest_greedy_margin"])
+        for gone in recorded - cases.keys():
+            for path in (ANSWERS / kind).glob(f"{gone}.*"):
+                path.unlink()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 # pyright: basic, reportMissingImports=false
-"""Record what llama.cpp's converter makes of the tiny models of `family_cases.py`: metadata, and a hash of each tensor.
+"""Record what llama.cpp's converter makes of the tiny models of `family_cases.py` and `encoders.py`.
 
-In: the path of llama.cpp's source (its `conversion` package and `gguf-py`). Out: answers/family_gguf. Run it as
+In: the path of llama.cpp's source (its `conversion` package and `gguf-py`). Out: metadata and a
+hash of each tensor, in answers/family_gguf and answers/encoder_gguf. Run it as
 `python -m tests.references.family_gguf PATH` with the `references` extra installed. The tests build the same tensors
 from the seeds, and the hashes say that they are llama.cpp's. Next: `load_models.py`.
 """
@@ -18,31 +19,32 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.references.load_models import family_cases
+from tests.references.load_models import EncoderCase, FamilyCase, encoder_cases, family_cases
 from tests.references.recording import ANSWERS, write_case
 
-KIND = "family_gguf"
+KINDS = {FamilyCase: "family_gguf", EncoderCase: "encoder_gguf"}
 SKIPPED_KEYS = ("general.", "tokenizer.", "GGUF.")
 
 
-def convert(name: str, source: Path) -> dict[str, Any]:
-    """The metadata of the architecture and the tensors of one case."""
+def convert(case: FamilyCase | EncoderCase) -> dict[str, Any]:
+    """The metadata of the architecture and the tensors of one case; the converter has to be importable."""
     import gguf
     from conversion import get_model_class
     from conversion.base import ModelBase
 
-    case = next(case for case in family_cases() if case.name == name)
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         (folder / "config.json").write_text(json.dumps(case.config))
         vocab_size = case.config.get("text_config", case.config)["vocab_size"]
         vocabulary = {f"token{index}": index for index in range(vocab_size)}
-        tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": []}  # some converters cut the embedding to it
+        # some converters cut the embedding to it, some ask for its type
+        tokenizer = {"model": {"type": "WordPiece", "vocab": vocabulary}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         save_file(case.weights(), folder / "model.safetensors", metadata={"format": "pt"})
         architecture = case.config["architectures"][0]
         model_class = get_model_class(architecture)
-        model_class.set_vocab = lambda self: None  # there is no tokenizer
+        for owner in (model_class, getattr(model_class, "Ministral3Model", model_class)):
+            owner.set_vocab = lambda self: None  # there is no tokenizer
         model_class.no_mtp = True  # nor are there layers for speculative decoding
         out = folder / "model.gguf"
         hparams = {**ModelBase.load_hparams(folder, False), **_old_names(case.config)}
@@ -57,7 +59,7 @@ def convert(name: str, source: Path) -> dict[str, Any]:
             }
             for tensor in reader.tensors
         }
-    return {"name": name, "metadata": metadata, "tensors": tensors}
+    return {"name": case.name, "metadata": metadata, "tensors": tensors}
 
 
 def _old_names(config: dict[str, Any]) -> dict[str, Any]:
@@ -66,16 +68,35 @@ def _old_names(config: dict[str, Any]) -> dict[str, Any]:
         return {"n_ctx": config["n_positions"]}
     if config["model_type"] == "gpt_neox":
         return {"rotary_pct": config["rope_parameters"]["partial_rotary_factor"]}
+    if config["model_type"] == "nomic_bert":
+        return {"rotary_emb_base": config["rope_parameters"]["rope_theta"], **PUBLISHED_NOMIC}
     return {}
+
+
+# What the published NomicBERT says where transformers 5 says nothing, or something else.
+PUBLISHED_NOMIC = {
+    "n_positions": 8192,
+    "max_trained_positions": 2048,
+    "activation_function": "swiglu",
+    "causal": False,
+    "qkv_proj_bias": False,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "prenorm": False,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+}
 
 
 def main(source: Path, names: list[str]) -> None:
     """Record the named cases, or every case that there is no layout for; those the converter does not take are told."""
     sys.path[:0] = [str(source), str(source / "gguf-py")]
-    recorded = {path.stem for path in (ANSWERS / KIND).glob("*.json")}
-    for name in names or [case.name for case in family_cases() if case.name not in recorded]:
+    recorded = {path.stem for kind in KINDS.values() for path in (ANSWERS / kind).glob("*.json")}
+    cases = {case.name: case for case in (*family_cases(), *encoder_cases())}
+    for name in names or [name for name in cases if name not in recorded]:
         try:
-            write_case(KIND, convert(name, source), {}, [])
+            write_case(KINDS[type(cases[name])], convert(cases[name]), {}, [])
         except Exception as error:  # a configuration that the converter does not take
             print(f"{name}: {type(error).__name__}: {error}")
 

@@ -59,11 +59,11 @@ class FamilyCase:
         return {key: seeded_weight(key, shape, self.seed) for key, shape in self.shapes.items()}
 
 
-def family_cases() -> list[FamilyCase]:
-    """Several models of each family."""
+def family_cases(kind: str = "families") -> list[FamilyCase]:
+    """Several models of each family; of the kind "multimodal", models of images that are asked about text."""
     return [
-        FamilyCase(case["name"], case["seed"], case["config"], shapes_of(case), **arrays_of("families", case["name"]))
-        for case in documents("families")
+        FamilyCase(case["name"], case["seed"], case["config"], shapes_of(case), **arrays_of(kind, case["name"]))
+        for case in documents(kind)
     ]
 
 
@@ -74,8 +74,8 @@ class EncoderCase:
     Attributes:
         config: config.json as transformers 5 writes it.
         shapes: weight shapes by the name in model.safetensors.
-        ids, types: int32 [21], the tokens and their types.
-        hidden: float32 [21, hidden], the last hidden state.
+        ids, types: int32 [tokens], the tokens and their types.
+        hidden: float32 [tokens, hidden], the last hidden state.
         logits: float32 [labels] of a classifier; None for a model without one.
     """
 
@@ -122,8 +122,8 @@ class GgufLayout:
     hashes: dict[str, str]
 
 
-def gguf_layouts() -> dict[str, GgufLayout]:
-    """The layouts by the name of the case."""
+def gguf_layouts(kind: str = "family_gguf") -> dict[str, GgufLayout]:
+    """The layouts by the name of the case; `kind` is "family_gguf" or "encoder_gguf"."""
     return {
         case["name"]: GgufLayout(
             case["name"],
@@ -131,5 +131,5 @@ def gguf_layouts() -> dict[str, GgufLayout]:
             {name: tuple(tensor["shape"]) for name, tensor in case["tensors"].items()},
             {name: tensor["sha256"] for name, tensor in case["tensors"].items()},
         )
-        for case in documents("family_gguf")
+        for case in documents(kind)
     }

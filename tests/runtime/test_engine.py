@@ -256,7 +256,9 @@ def test_a_prompt_list_may_be_changed_afterwards() -> None:
 class BrokenStep(ToyStep):
     """Logits are NaN after a sequence that begins with token 0."""
 
-    def run(self, tokens: Any, positions: Any, sequences: Any, page_table: Any, logit_rows: Any) -> Any:
+    def run(
+        self, tokens: Any, positions: Any, sequences: Any, page_table: Any, logit_rows: Any, slots: Any = None
+    ) -> Any:
         logits = super().run(tokens, positions, sequences, page_table, logit_rows)
         for index, row in enumerate(logit_rows):
             if self.cache[page_table[sequences[row], 0], 0] == 0:

@@ -32,11 +32,15 @@ def named_value(ctx: FlowCtx, name: str) -> FlowValue:
 
 @dataclass(frozen=True, slots=True)
 class GatherStage:
-    """Rows of a table at the indices of a named input: `table[named[name]] * scale`, which replaces the input."""
+    """Rows of a table at the indices of a named input: `table[named[name]] * scale`, which replaces the input.
+
+    `rows` is how many the table has, where that is to be checked.
+    """
 
     name: str
     key: str
     scale: float = 1.0
+    rows: int | None = None
 
     @property
     def path(self) -> str:
@@ -46,6 +50,8 @@ class GatherStage:
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """`f32[..., width]` for indices `i32[...]`."""
         table = ctx.load_param(self.key)
+        if self.rows is not None:
+            ctx.load_param(self.key, shape=(self.rows, *(s for s in table.value.type.shape[1:] if isinstance(s, int))))
         return ctx.wrap(ctx.emit("embedding", named_value(ctx, self.name).value, table.value, scale=self.scale))
 
 
@@ -56,10 +62,11 @@ class GatherAddStage:
     name: str
     key: str
     scale: float = 1.0
+    rows: int | None = None
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """`[..., width]` to the same."""
-        return ctx.op("add", input, ctx.run(GatherStage(self.name, self.key, self.scale), input))
+        return ctx.op("add", input, ctx.run(GatherStage(self.name, self.key, self.scale, self.rows), input))
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,12 @@ class LinearStage:
     Attributes:
         key: the weight `[out, in]`.
         bias: add the bias beside the weight.
+        out: the width that comes out, where it is to be checked.
     """
 
     key: str
     bias: bool = False
+    out: int | None = None
 
     @property
     def path(self) -> str:
@@ -52,5 +54,6 @@ class LinearStage:
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """`[..., in]` to `[..., out]`."""
-        weight = ctx.load_param(self.key, transpose=True)
+        shape = None if self.out is None else (self.out, input.width)
+        weight = ctx.load_param(self.key, transpose=True, shape=shape)
         return ctx.matmul(input, weight, load_bias(ctx, bias_key(self.key), weight.shape[1]) if self.bias else None)

@@ -11,17 +11,20 @@ if TYPE_CHECKING:
     from rlx.flow.context import FlowCtx
     from rlx.flow.value import FlowValue
 
-KINDS = ("none", "causal", "sliding", "bias")
+KINDS = ("none", "causal", "sliding", "around", "bias", "relative")
+WINDOWED = ("sliding", "around")
+OPERANDS = {"bias": "(query, key)", "relative": "(num_heads, columns)"}
 
 
 @dataclass(frozen=True, slots=True)
 class MaskKind:
-    """A mask, made by one of the four functions below.
+    """A mask, made by one of the functions below.
 
     Attributes:
-        kind: "none" (every key), "causal", "sliding" (causal, the last `window` keys) or "bias" (an additive mask).
-        window: for "sliding": how many keys a query sees, its own included.
-        operand: for "bias": the name in `ctx.named` of the additive mask `f32[query, key]`.
+        kind: "none" (every key), "causal", "sliding" (causal, the last `window` keys), "around" (a window on both
+            sides), "bias" (an additive mask) or "relative" (every key, with a bias for each head and distance).
+        window: for "sliding" and "around": how many keys a query sees on one side, its own included.
+        operand: for "bias" and "relative": the name in `ctx.named` of what is added to the scores.
     """
 
     kind: str = "causal"
@@ -44,6 +47,18 @@ class MaskKind:
         return MaskKind("sliding", window=window)
 
     @staticmethod
+    def around(window: int) -> MaskKind:
+        """The keys less than `window` away, before and after."""
+        return MaskKind("around", window=window)
+
+    @staticmethod
+    def relative(operand: str) -> MaskKind:
+        """Every key; scores get what `ctx.named[operand]`, `f32[num_heads, columns]`, has for the head and for
+        `query - key`, counted from the middle column; what lies beyond either end gets the end's.
+        """
+        return MaskKind("relative", operand=operand)
+
+    @staticmethod
     def bias(operand: str) -> MaskKind:
         """Scores get the additive mask that `ctx.named[operand]` holds."""
         return MaskKind("bias", operand=operand)
@@ -57,22 +72,22 @@ class MaskKind:
         where = str(ctx.location)
         if self.kind not in KINDS:
             raise FlowError("unknown mask kind", where=where, found=repr(self.kind), expected=", ".join(KINDS))
-        if self.kind == "sliding" and (type(self.window) is not int or self.window < 1):
+        if self.kind in WINDOWED and (type(self.window) is not int or self.window < 1):
             raise FlowError(
-                "the mask kind sliding needs its operand: a window",
+                f"the mask kind {self.kind} needs its operand: a window",
                 where=where,
                 found=f"window = {self.window!r}",
                 expected="a positive number of keys, the query's own included",
-                fix="use MaskKind.sliding(window)",
+                fix=f"use MaskKind.{self.kind}(window)",
             )
-        if self.kind != "bias":
+        if self.kind not in OPERANDS:
             return ()
         if self.operand is None or self.operand not in ctx.named:
             raise FlowError(
-                "the mask kind bias needs its operand: an additive mask f32[query, key]",
+                f"the mask kind {self.kind} needs its operand: an additive mask f32 {OPERANDS[self.kind]}",
                 where=where,
                 found=f"named[{self.operand!r}] is missing" if self.operand is not None else "operand = None",
                 expected=f"one of: {', '.join(sorted(ctx.named)) or 'nothing is named yet'}",
-                fix="add .input('mask', (query, key), f32) and use MaskKind.bias('mask')",
+                fix=f"add .input('mask', {OPERANDS[self.kind]}, f32) and use MaskKind.{self.kind}('mask')",
             )
         return (ctx.named[self.operand],)

@@ -24,6 +24,19 @@ class PoolStage:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolAllStage:
+    """The results of several poolings side by side, `[..., 1, modes * hidden]`."""
+
+    modes: tuple[str, ...]
+    path: str = "pool"
+
+    def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
+        """See the module."""
+        pooled = [ctx.op("pool_tokens", input, mode=mode) for mode in self.modes]
+        return ctx.op("concat", *pooled, axis=input.type.rank - 1)
+
+
+@dataclass(frozen=True, slots=True)
 class NormalizeStage:
     """Vectors of length 1."""
 

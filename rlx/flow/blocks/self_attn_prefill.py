@@ -189,7 +189,7 @@ def attend(ctx: FlowCtx, spec: SelfAttnPrefillSpec, q: FlowValue, k: FlowValue, 
         scale=spec.head_dim**-0.5 if spec.score_scale is None else float(spec.score_scale),
         softcap=float(cap) if cap is not None and cap > 0 else None,
         mask=spec.mask.kind,
-        window=spec.mask.window if spec.mask.kind == "sliding" else None,
+        window=spec.mask.window,
     )
 
 

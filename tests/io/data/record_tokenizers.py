@@ -7,6 +7,9 @@ hold texts and the ids that the Hugging Face tokenizer of each model gave. A who
 are the entries that occur in the texts and the merges among them, in their order, so that every decision a tokenizer
 takes on these texts is the same. Ids are renumbered. The GGUFs are read with the `gguf` package.
 
+encoders.json: the same for the vocabularies of encoders, WordPiece and unigram; the answers for the latter, which lies
+there without any, are llama.cpp's.
+
 variants.json: llama.cpp itself (through llama-cpp-python, of the `references` extra) on GPT-2's vocabulary under other
 names of the pre-tokenizer. smollm2.json: llama.cpp on the default model, all of its ids.
 """
@@ -77,6 +80,32 @@ def record(path: Path, byte_level: bool, texts: list[str], answers: list[list[in
     return result
 
 
+def record_encoder(path: Path, texts: list[str], answers: list[list[int]]) -> dict[str, object]:
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    fields = GGUFReader(path).fields
+    prefix = "tokenizer.ggml."
+    values = {key.removeprefix(prefix): f.contents() for key, f in fields.items() if key.startswith(prefix)}
+    tokens, types = values["tokens"], values["token_type"]
+    if values["model"] == "bert":
+        split = BertPreTokenizer()
+        words = [word for text in texts for word, _ in split.pre_tokenize_str(BertNormalizer().normalize_str(text))]
+    else:
+        words = [word for text in texts for word in text.split()]
+    haystack = "\n".join("\u2581" + word for word in words)
+    used = {token_id for answer in answers for token_id in answer}
+    # the lowest score says what an unknown character costs
+    lowest = {min(range(len(tokens)), key=values["scores"].__getitem__)} if "scores" in values else set[int]()
+    kept = [i for i, token in enumerate(tokens) if i in used | lowest or types[i] in TYPES_KEPT or token in haystack]
+    number = {old: new for new, old in enumerate(kept)}
+    named = {key: number[value] for key, value in values.items() if key.endswith("_token_id") and value in number}
+    lists = {key: [values[key][old] for old in kept] for key in ("tokens", "token_type", "scores") if key in values}
+    flags = {key: value for key, value in values.items() if isinstance(value, bool | str)}
+    cases = [[text, [number[old] for old in answer]] for text, answer in zip(texts, answers, strict=False)]
+    return {**flags, **named, **lists, "cases": cases}
+
+
 def published(path: Path, byte_level: bool) -> dict[str, object]:
     texts = Path(f"{path}.inp").read_bytes().decode().split(SEPARATOR)
     answers = [[int(word) for word in line.split()] for line in Path(f"{path}.out").read_text().split("\n")]
@@ -111,6 +140,16 @@ def main(folder: Path, smollm2: Path) -> None:
     save("tokenizers.json", by_name)
     texts = (folder / "ggml-vocab-gpt-2.gguf.inp").read_bytes().decode().split(SEPARATOR) + list(MORE_TEXTS)
     save("smollm2.json", {"cases": [list(case) for case in zip(texts, asked(smollm2, texts), strict=True)]})
+    bert, xlm_roberta = (folder / f"ggml-vocab-{name}.gguf" for name in ("bert-bge", "nomic-bert-moe"))
+    answers = [[int(word) for word in line.split()] for line in Path(f"{bert}.out").read_text().split("\n")]
+    texts = Path(f"{bert}.inp").read_bytes().decode().split(SEPARATOR)
+    encoders = {"bert-bge": record_encoder(bert, texts, answers)}
+    with tempfile.TemporaryDirectory() as place:
+        fields = {key: field.contents() for key, field in GGUFReader(xlm_roberta).fields.items() if "GGUF." not in key}
+        del fields["tokenizer.ggml.precompiled_charsmap"]  # as large as all the rest
+        plain = write_gguf(Path(place) / "plain.gguf", fields)
+        encoders["xlm-roberta"] = record_encoder(plain, texts, asked(plain, texts))
+    save("encoders.json", encoders)
     gpt2 = folder / "ggml-vocab-gpt-2.gguf"
     entries = {name: variant(gpt2, name, texts) for name in VARIANTS}
     # The vocabulary is the same for all, so it is kept once.

@@ -6,6 +6,7 @@ from rlx.backends.cpu.kernels import (
     causal_conv,
     elementwise,
     embedding,
+    experts,
     gated_delta,
     layer_norm,
     linear,
@@ -16,6 +17,7 @@ from rlx.backends.cpu.kernels import (
     patches,
     pooling,
     rope,
+    route,
     rows,
     unfold,
 )
@@ -23,6 +25,8 @@ from rlx.backends.cpu.kernels import (
 FAMILIES = (
     linear,
     linear_float,
+    route,
+    experts,
     embedding,
     rows,
     layer_norm,

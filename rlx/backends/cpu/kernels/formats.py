@@ -78,12 +78,16 @@ class WeightFormat:
 
 
 def pack_rows16(dtype: DType, raw: Bytes, shape: tuple[int, ...]) -> Bytes:
-    """A weight [rows, k], or a vector [k], as the file has it, in the layout; a last group is filled up with zeros."""
-    rows = shape[0] if len(shape) > 1 else 1
-    matrix = raw.reshape(rows, -1)
+    """A weight [rows, k] or [experts, rows, k], or a vector [k], as the file has it, in the layout.
+
+    A last group of each matrix is filled up with zeros.
+    """
+    rows, fmt = shape[-2] if len(shape) > 1 else 1, find_format(format_name(TensorType(dtype, shape)))
+    matrix = raw.reshape(-1, rows, raw.size // (rows * (shape[0] if len(shape) > 2 else 1)))
     if rows % LANES:
-        matrix = np.concatenate([matrix, np.zeros((-rows % LANES, matrix.shape[1]), np.uint8)])
-    return find_format(format_name(TensorType(dtype, shape))).pack(matrix)
+        padding = np.zeros((len(matrix), -rows % LANES, matrix.shape[-1]), np.uint8)
+        matrix = np.concatenate([matrix, padding], axis=1)
+    return fmt.pack(matrix.reshape(-1, matrix.shape[-1]))
 
 
 def packed_bytes(dtype: DType, shape: tuple[int, ...]) -> int:

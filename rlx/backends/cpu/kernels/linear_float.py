@@ -28,24 +28,19 @@ from rlx.backends.cpu.kernels.float_tiles import (
     stream,
 )
 from rlx.backends.cpu.kernels.formats import FORMATS, WeightFormat, find_format, format_name
-from rlx.backends.cpu.kernels.linear import Epilogue, epilogue_config
+from rlx.backends.cpu.kernels.products import Product, Products, one_product, product_plan, products_of_experts
 from rlx.backends.cpu.kernels.registry import Body, Plan, Setting, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
-from rlx.core.dim import product
 from rlx.core.dtype import bf16, bf16_act, f32
 from rlx.core.graph import Node
-from rlx.ops.op import static_axis
 
 PANEL_WORDS = BLOCK_WORDS * LANES
 
 
 def _plan(variant: str) -> Plan:
     def plan(node: Node, target: Target) -> KernelPlan:
-        x, weight = node.inputs[0].type, node.inputs[1].type
-        out, k = static_axis(weight, 0, "out"), static_axis(weight, 1, "in")
-        config: dict[str, Setting] = {"weight": format_name(weight), **epilogue_config(node)}
-        return KernelPlan(variant, config, (product(x.shape[:-1]), k, out), -(-out // LANES), {1: "rows16"})
+        return product_plan(node, variant, {"weight": format_name(node.inputs[1].type)})
 
     return plan
 
@@ -66,11 +61,28 @@ def _float_why_not(node: Node, target: Target) -> str | None:
 )
 def build_float(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x f32 [m, k], weight, (bias), (residual), out f32 [m, n]; sizes m, k, n."""
+    _build_float(body, config, one_product)
+
+
+@kernel(
+    "grouped_linear",
+    "float",
+    help="float32 activations, weights of the experts in use unpacked to float32",
+    when=_float_why_not,
+    plan=_plan("float"),
+)
+def build_grouped_float(body: Body, config: Mapping[str, Setting]) -> None:
+    """Buffers: x f32, weights, order, starts, (biases), out f32; sizes of `products_of_experts`."""
+    _build_float(body, config, products_of_experts)
+
+
+def _build_float(body: Body, config: Mapping[str, Setting], products: Products) -> None:
     fmt = find_format(str(config["weight"]))
     tiles = registers(body.e.target)
     # quantised formats unpack so many k at once that a tile of one row and one of a few are code enough
     sizes = ((1, 1), (tiles.rows[-1], 1)) if fmt.dtype.is_packed else tiles.streams
-    _Product(body, fmt, FLOAT32, sizes, Epilogue(body, config)).build(body.size(1))
+    with products(body, config, fmt) as part:
+        _Product(body, fmt, FLOAT32, sizes, part).build(body.size(1))
 
 
 def _bf16_why_not(node: Node, target: Target) -> str | None:
@@ -81,8 +93,25 @@ def _bf16_why_not(node: Node, target: Target) -> str | None:
 @kernel("linear", "bf16", help="pairs of bfloat16 summed in float32", when=_bf16_why_not, plan=_plan("bf16"))
 def build_bf16(body: Body, config: Mapping[str, Setting]) -> None:
     """Buffers: x bf16_act [m, k], weight, (bias), (residual), out f32 [m, n]; sizes m, k, n."""
+    _build_bf16(body, config, one_product)
+
+
+@kernel(
+    "grouped_linear",
+    "bf16",
+    help="pairs of bfloat16 summed in float32, for the experts in use",
+    when=_bf16_why_not,
+    plan=_plan("bf16"),
+)
+def build_grouped_bf16(body: Body, config: Mapping[str, Setting]) -> None:
+    """Buffers: x bf16_act, weights, order, starts, (biases), out f32; sizes of `products_of_experts`."""
+    _build_bf16(body, config, products_of_experts)
+
+
+def _build_bf16(body: Body, config: Mapping[str, Setting], products: Products) -> None:
     fmt = find_format(str(config["weight"]))
-    _Product(body, fmt, BFLOAT16, registers(body.e.target).streams, Epilogue(body, config)).build(body.size(1) // 2)
+    with products(body, config, fmt) as part:
+        _Product(body, fmt, BFLOAT16, registers(body.e.target).streams, part).build(body.size(1) // 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +122,19 @@ class _Product:
     fmt: WeightFormat
     product: WordProduct
     sizes: Sequence[tuple[int, int]]
-    epilogue: Epilogue
+    part: Product
 
     def build(self, words: Val) -> None:
         """Both forms for rows of `words` words; a call runs one of them."""
-        body, e = self.body, self.body.e
-        rows, blocks = body.size(0), body.size(1) // self.fmt.block
-        x, weight = body.buffer(0), body.buffer(1)
+        body, part, e = self.body, self.part, self.body.e
+        rows, blocks = part.rows, body.size(1) // self.fmt.block
+        x = body.buffer(0)
 
         def row_at(row: Val) -> Val:
-            return e.at(x, row * words, F32)
+            return e.at(x, part.x_row(row) * words, F32)
 
         def group_at(group: Val) -> Val:
-            return e.at(weight, group * (blocks * self.fmt.block_bytes))
+            return e.at(part.weight, group * (blocks * self.fmt.block_bytes))
 
         with e.either(rows <= self.sizes[-1][0]) as (few, many):
             with few:
@@ -113,7 +142,7 @@ class _Product:
                 stream(e, self.product, form, self.sizes)
             with many:
                 panel = self._panel(group_at)
-                form = Operands(rows, words, body.begin, body.end, row_at, panel, self.epilogue.load, self._store)
+                form = Operands(rows, words, body.begin, body.end, row_at, panel, part.epilogue.load, self._store)
                 blocked(e, self.product, form)
 
     def _walk(self, blocks: Val) -> Callable[[Sequence[Val]], Words]:
@@ -160,7 +189,7 @@ class _Product:
 
     def _store(self, total: Val, row: Val, group: Val, is_last: Val | None = None) -> None:
         """The result, or the sums so far where k goes on."""
-        epilogue = self.epilogue
+        epilogue = self.part.epilogue
         if not epilogue.is_plain:
             result = epilogue.finished(total, row, group)
             total = result if is_last is None else self.body.e.select(is_last, result, total)

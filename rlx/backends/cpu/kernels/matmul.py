@@ -22,8 +22,8 @@ from rlx.backends.cpu.kernels.float_tiles import (
     registers,
     stream,
 )
-from rlx.backends.cpu.kernels.linear import load_columns, store_columns
 from rlx.backends.cpu.kernels.movement import strides_of
+from rlx.backends.cpu.kernels.products import load_columns, store_columns
 from rlx.backends.cpu.kernels.registry import Body, Setting, always, kernel
 from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan

@@ -28,25 +28,30 @@ from rlx.backends.cpu.target import Target
 from rlx.core.backend import KernelPlan
 from rlx.core.dim import product
 from rlx.core.graph import Node
+from rlx.ops.attention import WINDOWED, WITH_OPERAND
 from rlx.ops.op import float_attr, int_attr, optional_float, static_axis
 
 KEY_BLOCK = 128
 """Keys whose weights are made at once: scores of 32 queries are then half of the first-level cache."""
 NEG_INFINITY = float("-inf")
+UNMASKED = ("none", "bias", "relative")
+"""Masks that let every query see every key, as far as shapes tell."""
 
 
 def _config(node: Node) -> dict[str, Setting]:
     cap, window = optional_float(node.attrs, "softcap"), node.attrs["window"]
     heads = int_attr(node.attrs, "num_heads")
     mask = str(node.attrs["mask"])
+    columns = {"columns": static_axis(node.inputs[3].type, -1, "the mask")} if mask == "relative" else {}
     return {
+        **columns,
         "heads": heads,
         "kv_heads": int_attr(node.attrs, "num_kv_heads"),
         "head_dim": static_axis(node.inputs[0].type, -1, "the width of q") // heads,
         "scale": float_attr(node.attrs, "scale"),
         "softcap": cap if cap is not None else 0.0,
         "mask": mask,
-        "window": window if isinstance(window, int) and mask == "sliding" else 0,
+        "window": window if isinstance(window, int) and mask in WINDOWED else 0,
         "products": str(node.attrs.get("products", "f32")),
     }
 
@@ -56,7 +61,7 @@ def _packed_why_not(node: Node, target: Target) -> str | None:
         return None
     if not target.bf16:
         return "the target has no bfloat16 products"
-    if node.attrs["mask"] != "none":
+    if node.attrs["mask"] not in ("none", "relative"):
         return "bfloat16 products are for rows that see every key"
     head_dim = static_axis(node.inputs[0].type, -1, "the width of q") // int_attr(node.attrs, "num_heads")
     return "bfloat16 products take dims in pairs" if head_dim % 2 else None
@@ -64,7 +69,7 @@ def _packed_why_not(node: Node, target: Target) -> str | None:
 
 def _plan_packed(node: Node, target: Target) -> KernelPlan:
     config = {**_config(node), "packed": True}
-    rows, bounds = node.inputs[0].type.shape[0], node.inputs[3].type.shape[0]
+    rows, bounds = node.inputs[0].type.shape[0], node.inputs[-1].type.shape[0]
     return KernelPlan("lanes", config, (rows, bounds), rows * int_attr(node.attrs, "num_heads"))
 
 
@@ -80,20 +85,20 @@ HELP = "32 query rows of a head at a time, a lane each"
 
 @kernel("packed_attention", "lanes", help=HELP, when=_packed_why_not, plan=_plan_packed)
 def build_packed(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: q, k, v, bounds, out. Sizes: rows, number of bounds. Units: rows of the first head, then of the next."""
-    _build(_Frame(body, config, out=4))
+    """Buffers: q, k, v, (what the mask adds), bounds, out. Sizes: rows, number of bounds. Units: rows, head by head."""
+    _build(_Frame(body, config))
 
 
 @kernel("attention", "lanes", help=HELP, when=always, plan=_plan_plain)
 def build_plain(body: Body, config: Mapping[str, Setting]) -> None:
-    """Buffers: q, k, v, (bias), out. Sizes: rows of q, queries and keys of a sequence. Units as for the packed form."""
-    _build(_Frame(body, config, out=4 if config["mask"] == "bias" else 3))
+    """Buffers: q, k, v, (what the mask adds), out. Sizes: rows of q, queries and keys of a sequence. Units as above."""
+    _build(_Frame(body, config))
 
 
 class _Frame:
     """Everything of a call that does not change from tile to tile."""
 
-    def __init__(self, body: Body, config: Mapping[str, Setting], out: int) -> None:
+    def __init__(self, body: Body, config: Mapping[str, Setting]) -> None:
         self.body, self.e = body, body.e
         self.heads, self.kv_heads, self.head_dim, self.window = (
             int(config[name]) for name in ("heads", "kv_heads", "head_dim", "window")
@@ -101,7 +106,9 @@ class _Frame:
         self.scale, self.softcap = float(config["scale"]), float(config["softcap"])
         self.mask, self.packed = str(config["mask"]), bool(config["packed"])
         self.q, self.k, self.v = (body.buffer(i) for i in range(3))
-        self.extra, self.out = body.buffer(3), body.buffer(out)
+        self.columns = int(config.get("columns", 0))
+        after = 3 + (self.mask in WITH_OPERAND)
+        self.added, self.bounds, self.out = body.buffer(3), body.buffer(after), body.buffer(after + self.packed)
         self.rows = body.size(0)
         wide = body.e.target.vector_bits >= 512
         self.widths, self.keys_at_once = ((2, 1), 8) if wide else ((1,), 4)
@@ -110,6 +117,7 @@ class _Frame:
         self.query = body.e.local(F32, self.padded_dim * lanes)
         self.scores = body.e.local(F32, KEY_BLOCK * lanes)
         self.sums = body.e.local(F32, self.padded_dim * lanes)
+        self.column = body.e.local(F32, LANES)
         self.pairs = PairedKeys(body.e, KEY_BLOCK, self.head_dim) if config["products"] == "bf16" else None
 
 
@@ -188,7 +196,7 @@ def _find_sequence(frame: _Frame, row: Val) -> _Sequence:
 
 
 def _bound(frame: _Frame, index: Val) -> Val:
-    return frame.e.load(frame.extra, I32, index).sext(I64)
+    return frame.e.load(frame.bounds, I32, index).sext(I64)
 
 
 def _tile(frame: _Frame, width: int, head: Val, row: Val, count: Val, sequence: _Sequence) -> None:
@@ -225,10 +233,11 @@ def _in_groups(e: Emit, begin: Val, end: Val, size: int, call: Callable[[Val, in
 def _visible_keys(tile: _Tile) -> tuple[Val, Val]:
     """The range of keys that any row of the tile sees."""
     frame, e, keys = tile.frame, tile.frame.e, tile.sequence.keys
-    if frame.mask in ("none", "bias"):
+    if frame.mask in UNMASKED:
         return e.i64(0), keys
     first = e.maximum(tile.first_position - (frame.window - 1), 0) if frame.window else e.i64(0)
-    return first, e.minimum(tile.first_position + tile.count, keys)
+    behind = frame.window - 1 if frame.mask == "around" else 0
+    return first, e.minimum(tile.first_position + tile.count + behind, keys)
 
 
 def _columns(frame: _Frame) -> Iterator[tuple[int, int]]:
@@ -301,11 +310,13 @@ def _masked(tile: _Tile, score: Val, key: Val, vector: int) -> Val:
         return score
     if frame.mask == "bias":
         return score + _bias(tile, key, vector)
+    if frame.mask == "relative":
+        return score + _bias_of_distance(tile, key, vector)
     # how far the query of a lane stands behind the key
     distance = e.splat((tile.first_position - key).trunc(I32)) + e.table(
         I32, [vector * LANES + lane for lane in range(LANES)]
     )
-    seen = distance >= 0
+    seen = distance > -frame.window if frame.mask == "around" else distance >= 0
     if frame.window:
         seen = seen & (distance < frame.window)
     return e.select(seen, score, NEG_INFINITY)
@@ -318,8 +329,24 @@ def _bias(tile: _Tile, key: Val, vector: int) -> Val:
     column = e.typed(0.0, VF)
     for lane in range(LANES):
         row = query + (e.minimum(e.i64(vector * LANES + lane), tile.count - 1) if vector + lane else 0)
-        column = e.with_lane(column, e.load(frame.extra, F32, row * tile.sequence.keys + key), lane)
+        column = e.with_lane(column, e.load(frame.added, F32, row * tile.sequence.keys + key), lane)
     return column
+
+
+def _bias_of_distance(tile: _Tile, key: Val, vector: int) -> Val:
+    """What the distances of the lanes' queries to a key add: neighbours of the head's row of `[heads, columns]`."""
+    frame, e = tile.frame, tile.frame.e
+    row = e.at(frame.added, tile.head * frame.columns, F32)
+    first = tile.first_position - key + (frame.columns // 2 + vector * LANES)
+    result, last = e.var(0.0, VF), frame.columns - 1
+    with e.either((first >= 0) & (first <= last - (LANES - 1))) as (inside, beyond):
+        with inside:
+            result.set(e.load(row, VF, first))
+        with beyond:
+            with e.loop(0, LANES) as lane:
+                e.store(e.load(row, F32, e.minimum(e.maximum(first + lane, 0), last)), frame.column, lane)
+            result.set(e.load(frame.column, VF))
+    return result.get()
 
 
 def _weights(tile: _Tile, begin: Val, end: Val) -> list[Val]:
@@ -377,11 +404,12 @@ def _accumulate(tile: _Tile, base: Val, begin: Val, end: Val, corrections: list[
 def _seen_by_all(tile: _Tile, begin: Val, end: Val) -> tuple[Val, Val]:
     """The part of a range of keys that every row of the tile sees for certain."""
     frame, e = tile.frame, tile.frame.e
-    if frame.mask == "none":
+    if frame.mask in ("none", "relative"):
         return begin, end
     if frame.mask == "bias":
         return end, end
-    stop = e.maximum(e.minimum(end, tile.first_position + 1), begin)
+    ahead = frame.window if frame.mask == "around" else 1
+    stop = e.maximum(e.minimum(end, tile.first_position + ahead), begin)
     if not frame.window:
         return begin, stop
     first = tile.first_position + (tile.count - frame.window)
@@ -430,7 +458,7 @@ def _add_values(
         add(begin, whole_begin, masked=True)
     if frame.mask != "bias" and not frame.pairs:
         add(whole_begin, whole_end, masked=False)
-    if frame.mask in ("causal", "sliding"):
+    if frame.mask not in UNMASKED:
         add(whole_end, end, masked=True)
     for row, totals in zip(places, sums, strict=True):
         for place, total in zip(row, totals, strict=True):

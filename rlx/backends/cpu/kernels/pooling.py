@@ -64,13 +64,18 @@ def _pool(body: Body, config: Mapping[str, Setting], start: Val, last: Val, out:
         return e.intrinsic("maximum", a, b) if mode == "max" else a + b
 
     count = (stop - start).to_float(F32)
-    divisor = {"mean": count, "mean_sqrt": e.sqrt(count)}.get(mode)
+    divisor = {
+        "mean": count,
+        "mean_sqrt": e.sqrt(count),
+        "weighted_mean": ((stop - start) * (stop - start + 1) // 2).to_float(F32),
+    }.get(mode)
+    weighted = mode == "weighted_mean"
     whole = width - width % LANES
     with e.loop(0, whole, LANES) as column:
-        e.store(_reduced(e, body.buffer(0), start, stop, width, column, step, divisor, None), out, column)
+        e.store(_reduced(e, body.buffer(0), start, stop, width, column, step, divisor, weighted, None), out, column)
     with e.when(whole < width):
         mask = e.tail_mask(width - whole)
-        value = _reduced(e, body.buffer(0), start, stop, width, whole, step, divisor, mask)
+        value = _reduced(e, body.buffer(0), start, stop, width, whole, step, divisor, weighted, mask)
         e.masked_store(value, e.at(out, whole, F32), mask)
 
 
@@ -83,13 +88,15 @@ def _reduced(
     column: Val,
     step: Callable[[Val, Val], Val],
     divisor: Val | None,
+    weighted: bool,
     mask: Val | None,
 ) -> Val:
-    """16 columns of rows `start` to `stop - 1` as one vector."""
+    """16 columns of rows `start` to `stop - 1` as one vector; with `weighted`, row i counts i times."""
 
     def row(index: Val) -> Val:
         address = e.at(x, index * width + column, F32)
-        return e.load(address, VF) if mask is None else e.masked_load(address, VF, mask)
+        value = e.load(address, VF) if mask is None else e.masked_load(address, VF, mask)
+        return value * e.splat((index - start + 1).to_float(F32)) if weighted else value
 
     total = e.var(row(start))
     with e.loop(start + 1, stop) as index:
