@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rlx.runtime.encoder import Encoder
     from rlx.runtime.loaded_model import LoadedModel
     from rlx.runtime.model import Model
+    from rlx.runtime.speech import SpeechModel
 
 
 def default_model() -> str:
@@ -63,8 +64,9 @@ def loaded_model(flags: LoadFlags) -> Generator[Model, None, None]:
     """
     with loaded(flags) as model:
         if not hasattr(model, "generate"):
+            commands = "rlx transcribe" if hasattr(model, "transcribe") else "rlx embed or rlx classify"
             raise UnsupportedModelError(
-                "this model makes no text", where=model.name, found=model.kind, fix="use rlx embed or rlx classify"
+                "this model makes no text", where=model.name, found=model.kind, fix=f"use {commands}"
             )
         yield cast("Model", model)
 
@@ -78,13 +80,33 @@ def loaded_encoder(flags: LoadFlags) -> Generator[Encoder, None, None]:
     """
     with loaded(flags) as model:
         if not hasattr(model, "embed"):
+            commands = {"features": "rlx embed --image or rlx classify", "transcribe": "rlx transcribe"}
+            command = next(
+                (command for ability, command in commands.items() if hasattr(model, ability)), "rlx generate"
+            )
             raise UnsupportedModelError(
-                "this model makes no vectors of texts",
-                where=model.name,
-                found=model.kind,
-                fix="use rlx embed --image or rlx classify" if hasattr(model, "features") else "use rlx generate",
+                "this model makes no vectors of texts", where=model.name, found=model.kind, fix=f"use {command}"
             )
         yield cast("Encoder", model)
+
+
+@contextmanager
+def loaded_speech_model(flags: LoadFlags) -> Generator[SpeechModel, None, None]:
+    """The speech model, closed at the end of the `with` block.
+
+    Raises:
+        RlxError: whatever `rlx.load` finds wrong, or the model is of another kind.
+    """
+    with loaded(flags) as model:
+        if not hasattr(model, "transcribe"):
+            raise UnsupportedModelError(
+                "this model writes down nothing that is said",
+                where=model.name,
+                found=model.kind,
+                expected="a speech model",
+                fix="leave --model out for one that is fetched",
+            )
+        yield cast("SpeechModel", model)
 
 
 @contextmanager

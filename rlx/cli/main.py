@@ -27,6 +27,7 @@ COMMANDS = (
     "embed",
     "rerank",
     "classify",
+    "transcribe",
     "bench",
     "profile",
     "explain",
@@ -50,7 +51,7 @@ def _root(
         bool, option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Run transformer language models, compiled on this machine.
+    """Run transformer models, compiled on this machine.
 
     Example: rlx generate "The capital of France is"
 

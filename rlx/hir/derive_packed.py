@@ -17,7 +17,7 @@ from rlx.core.dtype import i32
 from rlx.core.graph import Graph, GraphBuilder, Node, Value
 from rlx.core.rewrite import eliminate_dead
 from rlx.core.type import TensorType
-from rlx.hir.derive_step import collapsed
+from rlx.hir.collapse import collapsed
 from rlx.hir.row_kinds import PACKED_RULES, Kind, RowKinds, row_kinds
 from rlx.ops.op import Emitter
 

@@ -8,24 +8,26 @@ In: a graph `tokens: i32[batch, seq] -> logits`. Out: a graph over T tokens of a
 `[batch, seq, ...]` collapses to `[T, ...]`, attention becomes an append to the paged cache and attention over its
 pages, positions become an input. Attention to the keys and values of an earlier layer reads that layer's pages. An op
 that carries a state from row to row takes its step form; the program then has the inputs `bounds: i32[S + 1]`,
-`slots: i32[S]` and `state: f32[C, width]` besides, and gives the state back. A value that only the logits need is
-computed for their R rows alone, from the last op that mixes rows on. Which values have rows is found by `row_kinds.py`;
-next: `rlx/mir/`.
+`slots: i32[S]` and `state: f32[C, width]` besides, and gives the state back. Cross attention over an input `source`
+reads pages that a program of its own fills once for each source (`derive_source.py`). A value that only the logits need
+is computed for their R rows alone, from the last op that mixes rows on. Which values have rows is found by
+`row_kinds.py`; next: `rlx/mir/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from rlx.core.dim import Dim, Shape, Size
+from rlx.core.dim import Dim, Size
 from rlx.core.dtype import DType, f32, i32
 from rlx.core.graph import AttrValue, Graph, GraphBuilder, Location, Node, Value
 from rlx.core.rewrite import eliminate_dead
 from rlx.core.type import TensorType
-from rlx.errors import FlowError, ShapeError
-from rlx.hir.row_kinds import Kind, RowKinds, refuse, row_kinds
+from rlx.errors import FlowError
+from rlx.hir.collapse import collapsed, key_shape
+from rlx.hir.derive_source import SourceDerivation
+from rlx.hir.row_kinds import Kind, RowKinds, is_cross_attention, row_kinds
 from rlx.ops.op import Emitter, int_attr
 from rlx.ops.paged_attention import cache_types
 from rlx.ops.recurrent_state import STATE_FORMS
@@ -85,6 +87,7 @@ class DerivedStep:
         page_size: positions per page.
         cache_dtype: element type of the caches.
         state_width: floats of recurrent state of one sequence, in all layers; 0 for a flow without.
+        source: the program that fills the pages of a source; None for a flow without cross attention.
     """
 
     graph: Graph
@@ -92,6 +95,7 @@ class DerivedStep:
     page_size: int
     cache_dtype: DType = f32
     state_width: int = 0
+    source: Graph | None = None
 
     @property
     def bytes_per_page(self) -> int:
@@ -111,7 +115,7 @@ def derive_step(graph: Graph, page_size: int = 32, cache_dtype: DType = f32) -> 
 
     Args:
         graph: one input `tokens`, an output `logits`, causal or sliding attention; other outputs (taps) stay and have
-            a row for each of the T tokens.
+            a row for each of the T tokens. A further input `source: f32[batch, frames, width]` is for cross attention.
         page_size: positions per page of the cache.
         cache_dtype: element type of the cache: f32, f16, bf16 or q8_0.
 
@@ -181,6 +185,9 @@ class _Derivation:
         self.layers: list[LayerCache] = []
         self.caches: dict[tuple[int, int], _SharedCache] = {}
         self.state: _SharedState | None = None
+        self.source = (
+            None if rows.source is None else SourceDerivation(graph, rows, self.builder, page_size, cache_dtype)
+        )
         self.readers = _readers(graph)
         self.pages: dict[_Kept, dict[str, AttrValue]] = {}
         self.index_of_rows: tuple[Value, Value] | None = None
@@ -202,10 +209,15 @@ class _Derivation:
         if self.state is not None:
             width = self.state.used
             self.builder.output("state", self.state.values)
-        return DerivedStep(self.builder.build(), tuple(self.layers), self.page_size, self.cache_dtype, width)
+        source = None if self.source is None else self.source.build()
+        return DerivedStep(self.builder.build(), tuple(self.layers), self.page_size, self.cache_dtype, width, source)
 
     def derive(self, node: Node, wide: set[Value]) -> None:
         """The node of the step program for a node of the plain one."""
+        if self.source is not None:
+            self.source.derive(node)
+        if self.rows[node.outputs[0]] is Kind.SOURCE:
+            return
         if self.rows[node.outputs[0]] is Kind.STATIC:
             types = [value.type for value in node.outputs]
             operands = [self.full[value] for value in node.inputs]
@@ -215,6 +227,8 @@ class _Derivation:
             self.full[node.output] = self.positions
         elif node.op == "last_token":
             self.few[node.output] = self.at_logit_rows(node.inputs[0], node.location)
+        elif self.source is not None and is_cross_attention(node, self.rows):
+            self.full[node.output] = self.source.attend(node, self.full[node.inputs[0]])
         elif node.op == "attention":
             if node not in self.readers:
                 self.append_to_cache(node)
@@ -246,7 +260,7 @@ class _Derivation:
     def append_to_cache(self, node: Node) -> None:
         """Append k and v of the tokens to the cache, in pages of the layer's own."""
         _, k, v = node.inputs[:3]
-        num_kv_heads, head_dim = _key_shape(node)
+        num_kv_heads, head_dim = key_shape(node)
         cache = self.cache_of((num_kv_heads, head_dim))
         pages: dict[str, AttrValue] = {"page_step": cache.layers, "page_offset": cache.used}
         index = (self.positions, self.sequences, self.page_table)
@@ -258,7 +272,7 @@ class _Derivation:
 
     def cached_attention(self, node: Node, few: bool = False) -> Value:
         """Attend over the pages that hold k and v, from all tokens or from the logit rows alone."""
-        caches, q = self.cache_of(_key_shape(node)).values, node.inputs[0]
+        caches, q = self.cache_of(key_shape(node)).values, node.inputs[0]
         attrs = {name: node.attrs[name] for name in ("num_heads", "num_kv_heads", "scale", "softcap")}
         attrs |= {"window": _window(node), "dtype": self.cache_dtype, **self.pages[_kept(node)]}
         queries, index = self.full.get(q), (self.positions, self.sequences)
@@ -278,8 +292,8 @@ class _Derivation:
     def cache_of(self, shape: tuple[int, int]) -> _SharedCache:
         """The cache of all layers with this number of KV heads and this head_dim; made when the first one is met."""
         if shape not in self.caches:
-            own = (node for node in self.graph.nodes if node.op == "attention" and node not in self.readers)
-            layers = sum(_key_shape(node) == shape for node in own)
+            own = [n for n in self.graph.nodes if n.op == "attention" and not is_cross_attention(n, self.rows)]
+            layers = sum(key_shape(node) == shape for node in own if node not in self.readers)
             index = len(self.caches)
             key_type, value_type = cache_types(PAGES * layers, *shape, self.page_size, self.cache_dtype)
             keys = self.builder.input(f"k_cache.{index}", key_type)
@@ -315,42 +329,3 @@ def _state_width(node: Node) -> int:
 
 def _window(node: Node) -> int | None:
     return int_attr(node.attrs, "window") if node.attrs["mask"] == "sliding" else None
-
-
-def _key_shape(node: Node) -> tuple[int, int]:
-    """KV heads and head_dim of an attention node."""
-    num_kv_heads, width = int_attr(node.attrs, "num_kv_heads"), node.inputs[1].type.shape[-1]
-    if not isinstance(width, int):
-        refuse(node, "the width is symbolic")
-    return num_kv_heads, width // num_kv_heads
-
-
-def collapsed(emit: Emitter, node: Node, operands: Sequence[Value], rows: RowKinds, count: Size) -> tuple[Value, ...]:
-    """The node over `[count, inner...]` in place of the row axes of the plain pass.
-
-    Raises:
-        FlowError: the op does not work on rows of tokens, or does not keep them apart.
-    """
-    try:
-        results = emit.many(node.op, *operands, **{**node.attrs, **collapsed_attrs(node, rows, count)})
-    except ShapeError as error:
-        refuse(node, f"{node.op} does not work on rows of tokens ({error.what})")
-    for plain, result in zip(node.outputs, results, strict=True):
-        if result.type != plain.type.with_shape((count, *rows.inner(plain))):
-            refuse(node, f"{node.op} does not keep one row for each token")
-    return results
-
-
-def collapsed_attrs(node: Node, rows: RowKinds, count: Size) -> dict[str, AttrValue]:
-    """The attributes that speak of axes, for one row axis in place of `row_axes`."""
-    if node.op in ("reshape", "broadcast"):
-        shape: Shape = (count, *rows.inner(node.output))
-        return {"shape": shape}
-    if node.op not in ("transpose", "slice", "concat"):
-        return {}
-    extra = rows.row_axes(node.output) - 1
-    if node.op == "transpose":
-        axes = node.attrs["axes"]
-        inner = axes[extra + 1 :] if isinstance(axes, tuple) else ()
-        return {"axes": (0, *(axis - extra for axis in inner if isinstance(axis, int)))}
-    return {"axis": int_attr(node.attrs, "axis") - extra}

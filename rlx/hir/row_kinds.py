@@ -1,9 +1,10 @@
 """Which values of a plain forward pass have a row for each token, and which ops keep rows apart.
 
-In: a graph with the input `tokens: i32[lead..., seq]`. Out: the kind of every value. A value of kind TOKEN has the
-shape `[lead..., seq, inner...]`, POSITION `[seq, inner...]`, LAST `[lead..., 1, inner...]`, and STATIC depends on
-weights and constants alone. An op that mixes rows in a way nobody declared is refused. Next: `derive_step.py`,
-`derive_packed.py`.
+In: a graph with the input `tokens: i32[lead..., seq]`, and perhaps one `source: f32[lead..., frames, width]`. Out: the
+kind of every value. A value of kind TOKEN has the shape `[lead..., seq, inner...]`, POSITION `[seq, inner...]`, LAST
+`[lead..., 1, inner...]`, SOURCE `[lead..., frames, inner...]` (what an encoder made of something else), and STATIC
+depends on weights and constants alone. An op that mixes rows in a way nobody declared is refused. Next:
+`derive_step.py`, `derive_packed.py`, `derive_source.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import Enum
 from typing import NoReturn
 
 from rlx.core.dim import Shape, symbols_of
-from rlx.core.dtype import i32
+from rlx.core.dtype import f32, i32
 from rlx.core.graph import Graph, Node, Value
 from rlx.errors import FlowError
 from rlx.ops.elementwise import SCALAR_OPS
@@ -29,6 +30,7 @@ class Kind(Enum):
     POSITION = "position"
     TOKEN = "token"
     LAST = "last"
+    SOURCE = "source"
 
 
 # Ops without the flag row_wise that still keep rows apart: they look at the inner axes of each row alone.
@@ -46,15 +48,17 @@ class RowRules:
         one_row: ops that make one row of all rows of a sequence.
         states: whether ops may carry a state from row to row (`ops/recurrent_state.py`).
         inputs: further inputs with a number for each token, such as its type.
+        source: a further input with rows of its own, which cross attention reads; None where there can be none.
     """
 
     masks: tuple[str, ...]
     one_row: tuple[str, ...]
     states: bool = False
     inputs: tuple[str, ...] = ()
+    source: str | None = None
 
 
-STEP_RULES = RowRules(("causal", "sliding"), ("last_token",), states=True)
+STEP_RULES = RowRules(("causal", "sliding"), ("last_token",), states=True, source="source")
 PACKED_RULES = RowRules(PACKED_MASKS, ("last_token", "pool_tokens"), inputs=("token_types",))
 
 
@@ -66,6 +70,7 @@ class RowKinds:
     tokens: Value
     kinds: dict[Value, Kind]
     rules: RowRules
+    source: Value | None = None
 
     def __getitem__(self, value: Value) -> Kind:
         return self.kinds[value]
@@ -97,7 +102,9 @@ def row_kinds(graph: Graph, rules: RowRules = STEP_RULES) -> RowKinds:
     """
     tokens = dict(graph.inputs).get("tokens")
     allowed = {"tokens", *rules.inputs}
-    if tokens is None or any(name not in allowed or value.type != tokens.type for name, value in graph.inputs):
+    source = dict(graph.inputs).get(rules.source or "")
+    plain = [(name, value) for name, value in graph.inputs if value is not source]
+    if tokens is None or any(name not in allowed or value.type != tokens.type for name, value in plain):
         found = ", ".join(f"{name}: {value.type}" for name, value in graph.inputs)
         raise FlowError(
             "a program is derived from a flow whose only input is the token ids",
@@ -107,7 +114,10 @@ def row_kinds(graph: Graph, rules: RowRules = STEP_RULES) -> RowKinds:
         )
     if tokens.type.dtype != i32 or not tokens.type.rank:
         raise FlowError("token ids are whole numbers with a sequence axis", where=graph.name, found=str(tokens.type))
-    rows = RowKinds(tokens.type.shape[:-1], tokens, {value: Kind.TOKEN for _, value in graph.inputs}, rules)
+    rows = RowKinds(tokens.type.shape[:-1], tokens, {value: Kind.TOKEN for _, value in plain}, rules, source)
+    if source is not None:
+        _check_source(graph, source, rows)
+        rows.kinds[source] = Kind.SOURCE
     own = set(symbols_of(tokens.type.shape))
     for node in graph.nodes:
         kind = _kind_of(node, rows)
@@ -117,6 +127,18 @@ def row_kinds(graph: Graph, rules: RowRules = STEP_RULES) -> RowKinds:
             if kind is Kind.STATIC and own & set(symbols_of(value.type.shape)):
                 refuse(node, "a value is made from the length of the sequence alone", "take it from ctx.positions(seq)")
     return rows
+
+
+def _check_source(graph: Graph, source: Value, rows: RowKinds) -> None:
+    lead, type_ = rows.lead, source.type
+    if type_.dtype != f32 or type_.rank != len(lead) + 2 or type_.shape[: len(lead)] != lead:
+        expected = f"f32[{', '.join(map(str, lead))}, frames, width]"
+        raise FlowError("a source has rows of numbers", where=graph.name, found=str(type_), expected=expected)
+
+
+def is_cross_attention(node: Node, rows: RowKinds) -> bool:
+    """Whether the tokens attend to the rows of the source."""
+    return node.op == "attention" and [rows[value] for value in node.inputs[1:]] == [Kind.SOURCE, Kind.SOURCE]
 
 
 def _kind_of(node: Node, rows: RowKinds) -> Kind:
@@ -130,6 +152,12 @@ def _kind_of(node: Node, rows: RowKinds) -> Kind:
     if node.op in rows.rules.one_row:
         what = node.op.replace("_", " ")
         return Kind.LAST if kinds == {Kind.TOKEN} else refuse(node, f"the {what} is taken twice, or of no sequence")
+    if is_cross_attention(node, rows):
+        if rows[node.inputs[0]] is not Kind.TOKEN or node.attrs["mask"] != "none":
+            refuse(node, "cross attention is of all tokens, over every row of the source", "use MaskKind.none()")
+        return Kind.TOKEN
+    if Kind.SOURCE in kinds and len(kinds) > 1:
+        refuse(node, "rows of the source meet values of the tokens", "let tokens read the source by attention alone")
     if Kind.LAST in kinds and len(kinds) > 1:
         refuse(node, "what is one row of each sequence meets values of all tokens")
     kind = Kind.TOKEN if Kind.TOKEN in kinds else kinds.pop()
@@ -191,6 +219,7 @@ def _check_shape(node: Node, value: Value, rows: RowKinds) -> None:
         Kind.POSITION: (seq,),
         Kind.TOKEN: (*rows.lead, seq),
         Kind.LAST: (*rows.lead, 1),
+        Kind.SOURCE: (*rows.lead, *(() if rows.source is None else rows.source.type.shape[len(rows.lead) :][:1])),
     }[rows[value]]
     axes = len(prefix)
     moved = node.op == "transpose" and rows[value] is not Kind.STATIC and _axes(node)[:axes] != tuple(range(axes))

@@ -1,6 +1,7 @@
 """What every model file offers, whatever its format: a configuration, a table of tensors, and their bytes.
 
-`gguf.py` and `safetensors_folder.py` implement it; `rlx/models/` turns it into a flow. Next: `gguf.py`.
+`gguf.py`, `safetensors_folder.py` and `ctranslate2.py` implement it; `rlx/models/` turns it into a flow. Next:
+`gguf.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Checkpoint(Protocol):
     """A model file or folder, opened but not read."""
 
     @property
-    def kind(self) -> Literal["gguf", "safetensors", "onnx"]:
+    def kind(self) -> Literal["gguf", "safetensors", "onnx", "ctranslate2"]:
         """The format."""
         ...
 

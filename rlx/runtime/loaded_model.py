@@ -1,7 +1,7 @@
-"""What `rlx.load` gives: a `Model` that writes text, an `Encoder` that makes vectors, or an `ImageModel`.
+"""What `rlx.load` gives: a `Model` that writes text, an `Encoder` of texts, an `ImageModel`, or a `SpeechModel`.
 
 A caller need not ask which it is: what a kind of model cannot do is one clear error. Next: `model.py`, `encoder.py`,
-`image_model.py`.
+`image_model.py`, `speech.py`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _ABILITIES = {
     "features": "give features of images",
     "classify": "classify images",
     "similarity": "compare images with texts",
+    "transcribe": "write down what is said",
 }
 
 
@@ -64,6 +65,7 @@ class LoadedModel:
     features: Callable[..., Any]
     classify: Callable[..., Any]
     similarity: Callable[..., Any]
+    transcribe: Callable[..., Any]
 
     def profile(self, **work: int) -> ProfileReport:
         """Run the model and say where the time goes, by kernel and by block; see `rlx.runtime.profiler.Work`.

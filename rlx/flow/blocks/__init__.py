@@ -2,6 +2,8 @@
 
 from rlx.flow.blocks.activation import ActivationStage
 from rlx.flow.blocks.attention_pool import AttentionPoolStage
+from rlx.flow.blocks.convolution import Conv1dStage
+from rlx.flow.blocks.cross_attention import CrossAttentionStage
 from rlx.flow.blocks.custom import CustomStage
 from rlx.flow.blocks.distance_bias import DistanceBiasStage
 from rlx.flow.blocks.gated_delta import GatedDeltaStage
@@ -40,6 +42,8 @@ __all__ = [
     "AddInputStage",
     "AddResidualStage",
     "AttentionPoolStage",
+    "Conv1dStage",
+    "CrossAttentionStage",
     "CustomStage",
     "DistanceBiasStage",
     "FirstAndMeanStage",

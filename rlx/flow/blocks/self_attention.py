@@ -48,6 +48,7 @@ class SelfAttentionStage:
         spec: what is attended to, and how.
         o_key: output projection `[hidden, num_heads * head_dim]`.
         qkv_bias, o_bias: add the biases that stand beside the weights (`...proj.bias`).
+        k_bias: whether k has one too, where `qkv_bias` adds them; it adds the same to every score of a query.
         head_norm: norm of q and k, or None.
         gate_key: a projection `[num_heads * head_dim, hidden]` whose sigmoid what attention gives is multiplied by, as
             in Qwen3-Next; None for no gate.
@@ -67,6 +68,7 @@ class SelfAttentionStage:
     keeps: str | None = None
     reuses: str | None = None
     path: str = "self_attn"
+    k_bias: bool = True
 
     def emit(self, ctx: FlowCtx, input: FlowValue) -> FlowValue:
         """`[..., seq, hidden]` to the same."""
@@ -92,7 +94,7 @@ class SelfAttentionStage:
         """q, k and v of this layer."""
         spec, norm = self.spec, self.head_norm
         weights = load_qkv(ctx, spec, x.width)
-        q, k = self._project(ctx, x, weights.q), self._project(ctx, x, weights.k)
+        q, k = self._project(ctx, x, weights.q), self._project(ctx, x, weights.k, self.k_bias)
         v = k if weights.v is None else self._project(ctx, x, weights.v)
         if norm is not None:
             q = _normalise(ctx, q, norm.q_key, spec.num_heads, norm)
@@ -119,8 +121,9 @@ class SelfAttentionStage:
         q = rotate(ctx, q, spec.num_heads, pair, spec.rope_style)
         return q, ctx.stream(f"{kept}.k"), ctx.stream(f"{kept}.v")
 
-    def _project(self, ctx: FlowCtx, x: FlowValue, weight: Operand) -> FlowValue:
-        return ctx.matmul(x, weight, load_bias(ctx, bias_key(weight.key), weight.shape[1]) if self.qkv_bias else None)
+    def _project(self, ctx: FlowCtx, x: FlowValue, weight: Operand, may_have_bias: bool = True) -> FlowValue:
+        has_bias = self.qkv_bias and may_have_bias
+        return ctx.matmul(x, weight, load_bias(ctx, bias_key(weight.key), weight.shape[1]) if has_bias else None)
 
 
 def _normalise(ctx: FlowCtx, x: FlowValue, key: str, num_heads: int, norm: HeadNorm) -> FlowValue:

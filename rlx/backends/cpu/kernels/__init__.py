@@ -19,6 +19,7 @@ from rlx.backends.cpu.kernels import (
     rope,
     route,
     rows,
+    unfold,
 )
 
 FAMILIES = (
@@ -40,4 +41,5 @@ FAMILIES = (
     pooling,
     matmul,
     movement,
+    unfold,
 )

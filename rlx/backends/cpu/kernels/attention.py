@@ -168,14 +168,14 @@ class _CachePages:
 
 
 def _run_length(frame: _Frame, first: Val, limit: Val) -> Val:
-    """How many entries from `first` on go into one tile: of one sequence, with positions that ascend."""
+    """How many entries from `first` on go into one tile: of one sequence, with positions that do not descend."""
     e, group = frame.e, frame.group
     token = e.var(first // group)
     end = (first + limit - 1) // group  # the last token there is room for
 
     def follows() -> Val:
         after = e.minimum(token.get() + 1, end)
-        later = e.load(frame.positions, I32, after) > e.load(frame.positions, I32, token.get())
+        later = e.load(frame.positions, I32, after) >= e.load(frame.positions, I32, token.get())
         same = e.load(frame.sequences, I32, after).equals(e.load(frame.sequences, I32, token.get()))
         return (token.get() < end) & later & same
 
