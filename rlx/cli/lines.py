@@ -1,6 +1,6 @@
 """Texts that lie one a line in a file or on stdin, and the count of those that are done.
 
-In: a file's name. Out: its texts; a line on stderr. Next: `embed.py` and `rerank.py`, which use both.
+In: a file's name. Out: its texts; a line on stderr. Next: `embed.py`, `rerank.py`, `perplexity.py`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,29 @@ class TextProgress:
             remark(f"{done} of {total} {self._what}")
 
 
-def read_lines(file: str) -> list[str]:
-    """The texts.
+def read_text(file: str) -> str:
+    """A whole file, or stdin for `-`.
 
     Raises:
-        OptionError: the file cannot be read, is not UTF-8, or has no line.
+        OptionError: the file cannot be read, or is not UTF-8.
     """
     where = "stdin" if file == "-" else file
     try:
         raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        text = raw.decode()
+        return raw.decode()
     except (OSError, AttributeError) as error:  # a closed stdin is None
-        raise OptionError("the texts cannot be read", where=where, found=str(error)) from None
+        raise OptionError("the text cannot be read", where=where, found=str(error)) from None
     except UnicodeDecodeError as error:
-        raise OptionError("the texts are not UTF-8", where=where, found=str(error), fix="convert them") from None
+        raise OptionError("the text is not UTF-8", where=where, found=str(error), fix="convert it") from None
+
+
+def read_lines(file: str) -> list[str]:
+    """The texts, one a line.
+
+    Raises:
+        OptionError: the file cannot be read, is not UTF-8, or has no line.
+    """
+    where, text = "stdin" if file == "-" else file, read_text(file)
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:
         raise OptionError("there is no text", where=where, expected="one text a line")

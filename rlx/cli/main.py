@@ -28,6 +28,7 @@ COMMANDS = (
     "rerank",
     "classify",
     "transcribe",
+    "perplexity",
     "bench",
     "profile",
     "explain",

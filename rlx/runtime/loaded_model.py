@@ -24,6 +24,7 @@ _ABILITIES = {
     "chat": "answer in a chat",
     "stream_chat": "answer in a chat",
     "logits": "give logits of the next token",
+    "perplexity": "predict text",
     "embed": "make vectors of texts",
     "scores": "score pairs of texts",
     "rerank": "score pairs of texts",
@@ -58,6 +59,7 @@ class LoadedModel:
     chat: Callable[..., Any]
     stream_chat: Callable[..., Any]
     logits: Callable[..., Any]
+    perplexity: Callable[..., Any]
     embed: Callable[..., Any]
     scores: Callable[..., Any]
     rerank: Callable[..., Any]

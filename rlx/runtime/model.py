@@ -6,9 +6,9 @@ it: `generate.py` (text), `engine.py` (requests), `sampler.py` (options), `step.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from rlx.runtime.generate import GenerationResult, TextStream, Tokenizer, run_to
 from rlx.runtime.loaded_model import LoadedModel
 from rlx.runtime.sampler import SamplingOptions
 from rlx.runtime.step import StepProgram
+
+if TYPE_CHECKING:
+    from rlx.runtime.perplexity import Perplexity
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, object]
@@ -176,6 +179,51 @@ class Model(LoadedModel):
         if isinstance(token_ids, str):
             raise InputError("token ids are numbers", found="a string", fix="use model.tokenize(text) first")
         return self.engine.logits(list(token_ids))
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        window: int = 512,
+        most_windows: int | None = None,
+        reference: Model | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Perplexity:
+        """How well the model predicts a text, window by window; see `rlx.runtime.perplexity`.
+
+        Args:
+            text: the text, or its token ids without a begin-of-text token.
+            window, most_windows, progress: see there.
+            reference: another form of the model, whose predictions the divergence is measured from.
+
+        Raises:
+            InputError: the text has less than a window, or the reference has another vocabulary.
+            OptionError: a number is not allowed.
+            ContextLengthError: a window does not fit into the context.
+        """
+        from rlx.runtime.perplexity import perplexity
+
+        self._check_open()
+        ids = self.tokenizer.encode(text, add_special=False) if isinstance(text, str) else list(text)
+        if reference is not None and isinstance(text, str):
+            other = reference.tokenizer.encode(text, add_special=False)
+            if other != ids:
+                raise InputError(
+                    "the reference cuts the text into other tokens",
+                    where=reference.name,
+                    fix="compare two forms of one model",
+                )
+        with_start = self.tokenizer.encode("a", add_special=True)
+        adds_start = len(with_start) > 0 and with_start[0] == self.tokenizer.bos_id
+        return perplexity(
+            self.logits,
+            ids,
+            window=window,
+            most_windows=most_windows,
+            first_token=self.tokenizer.bos_id if adds_start else None,
+            reference=None if reference is None else reference.logits,
+            progress=progress,
+        )
 
     def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of a text, with the begin-of-text token where the model wants one."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import rlx
 from rlx.runtime.loaded_model import LoadedModel as Model
+from tests.integration.command import rlx as command
 from tests.references.kl import compact_kl, log_softmax, perplexity
 from tests.references.load import botchan_figures, botchan_windows
 
@@ -53,3 +55,26 @@ def test_a_smaller_cache_alone_costs_less_than_the_default_precision(smollm2_pat
         mean_kl, found = distance(model)
     print(f"\n{kv_cache} cache: mean compact KL {mean_kl:.6f}, perplexity {found:.4f}")
     assert mean_kl <= botchan_figures().llama_cpp_mean_compact_kl / 2
+
+
+@pytest.mark.slow
+def test_perplexity_in_float32_is_that_of_transformers(smollm2_exact: Model) -> None:
+    """The bar is 0.1%; sums of float32 in another order move a loss by about 1e-5."""
+    windows = botchan_windows()
+    result = smollm2_exact.perplexity(np.concatenate([window.ids for window in windows]).tolist())
+    assert (result.windows, result.tokens, result.left_over) == (len(windows), 255 * len(windows), 0)
+    assert result.perplexity == pytest.approx(botchan_figures().reference_perplexity, rel=1e-4)
+
+
+def test_the_command_measures_a_text_and_the_distance_from_another_precision(
+    smollm2_path: Path, tmp_path: Path
+) -> None:
+    text = " ".join(f"Line {index}: the quick brown fox jumps over the lazy dog." for index in range(30))
+    (tmp_path / "text.txt").write_text(text)
+    arguments = ("--file", str(tmp_path / "text.txt"), "--window", "128", "--windows", "1", "--reference")
+    done = command("perplexity", str(smollm2_path), *arguments, str(smollm2_path), "--json")
+    found = json.loads(done.stdout)
+    assert 1 < found["perplexity"] < 20, "most of the text repeats"
+    assert 1e-6 < found["divergence"]["mean_kl"] < 0.01, "8 bits are near float32, and not equal to it"
+    assert found["tokens"] == 63
+    assert "1 of 1 windows" in done.stderr
