@@ -1,8 +1,8 @@
 """How well a model predicts a text, and how far its predictions are from another model's.
 
-In: token ids, and what gives logits. Out: `Perplexity`. The ids are cut into windows that do not overlap, each read from
-an empty context; the second half of a window is scored, whose tokens have at least half a window before them. That is
-what llama.cpp's `llama-perplexity` does by default, so that figures may be compared. Next: `model.py`.
+In: token ids, and what gives logits. Out: `Perplexity`. The ids are cut into windows that do not overlap, each read
+from an empty context; the second half of a window is scored, whose tokens have at least half a window before them. That
+is what llama.cpp's `llama-perplexity` does by default, so that figures may be compared. Next: `model.py`.
 """
 
 from __future__ import annotations

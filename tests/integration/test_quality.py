@@ -66,9 +66,7 @@ def test_perplexity_in_float32_is_that_of_transformers(smollm2_exact: Model) -> 
     assert result.perplexity == pytest.approx(botchan_figures().reference_perplexity, rel=1e-4)
 
 
-def test_the_command_measures_a_text_and_the_distance_from_another_precision(
-    smollm2_path: Path, tmp_path: Path
-) -> None:
+def test_the_command_measures_a_text_and_the_distance_from_float32(smollm2_path: Path, tmp_path: Path) -> None:
     text = " ".join(f"Line {index}: the quick brown fox jumps over the lazy dog." for index in range(30))
     (tmp_path / "text.txt").write_text(text)
     arguments = ("--file", str(tmp_path / "text.txt"), "--window", "128", "--windows", "1", "--reference")
