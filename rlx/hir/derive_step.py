@@ -142,7 +142,7 @@ def needed_for_all(graph: Graph, rows: RowKinds) -> set[Value]:
 
     Attention to keys and values that are in the cache already does not: it can be computed for some rows alone.
     """
-    readers = _readers(graph)
+    readers = _readers(graph, rows)
     wide = {value for name, value in graph.outputs if name != "logits" and rows[value] is not Kind.LAST}
     for node in reversed(graph.nodes):
         mixes = node.op in STATE_FORMS or (node.op == "attention" and node not in readers)
@@ -151,12 +151,12 @@ def needed_for_all(graph: Graph, rows: RowKinds) -> set[Value]:
     return wide
 
 
-def _readers(graph: Graph) -> set[Node]:
-    """The attention nodes whose keys and values an earlier one has appended to the cache."""
+def _readers(graph: Graph, rows: RowKinds) -> set[Node]:
+    """The attention nodes whose keys and values of the tokens an earlier one has appended to the cache."""
     appended: set[_Kept] = set()
     readers: set[Node] = set()
     for node in graph.nodes:
-        if node.op == "attention":
+        if node.op == "attention" and not is_cross_attention(node, rows):
             if _kept(node) in appended:
                 readers.add(node)
             appended.add(_kept(node))
@@ -185,12 +185,12 @@ class _Derivation:
         self.layers: list[LayerCache] = []
         self.caches: dict[tuple[int, int], _SharedCache] = {}
         self.state: _SharedState | None = None
+        self.readers = _readers(graph, rows)
+        self.pages: dict[_Kept, dict[str, AttrValue]] = {}
+        self.index_of_rows: tuple[Value, Value] | None = None
         self.source = (
             None if rows.source is None else SourceDerivation(graph, rows, self.builder, page_size, cache_dtype)
         )
-        self.readers = _readers(graph)
-        self.pages: dict[_Kept, dict[str, AttrValue]] = {}
-        self.index_of_rows: tuple[Value, Value] | None = None
 
     def run(self) -> DerivedStep:
         """Emit every node, then name the outputs."""
@@ -292,7 +292,7 @@ class _Derivation:
     def cache_of(self, shape: tuple[int, int]) -> _SharedCache:
         """The cache of all layers with this number of KV heads and this head_dim; made when the first one is met."""
         if shape not in self.caches:
-            own = [n for n in self.graph.nodes if n.op == "attention" and not is_cross_attention(n, self.rows)]
+            own = (n for n in self.graph.nodes if n.op == "attention" and not is_cross_attention(n, self.rows))
             layers = sum(key_shape(node) == shape for node in own if node not in self.readers)
             index = len(self.caches)
             key_type, value_type = cache_types(PAGES * layers, *shape, self.page_size, self.cache_dtype)

@@ -127,10 +127,10 @@ def test_a_beam_finds_what_is_likely_and_says_how_likely(tiny: SpeechModel) -> N
 
 def test_what_is_refused(tiny: SpeechModel, tmp_path: Path) -> None:
     samples = sound("refused", 1.0)
-    several: list[dict[str, Any]] = [{"language": "fr"}, {"task": "sing"}, {"beams": 2}]
-    for wrong in several:
+    wrong: list[dict[str, Any]] = [{"language": "fr"}, {"task": "sing"}, {"beams": 2}]
+    for options in wrong:
         with pytest.raises(OptionError):
-            tiny.transcribe(samples, **wrong)
+            tiny.transcribe(samples, **options)
     for array in (samples.astype(np.int16), samples[None], samples[:0], np.full(9, np.nan, np.float32)):
         with pytest.raises(InputError):
             tiny.transcribe(array)
@@ -180,6 +180,9 @@ def test_the_command_refuses(tiny: SpeechModel, tmp_path: Path, capsys: pytest.C
         assert "Traceback" not in found.err
     assert main(["generate", "x", *model]) == 5
     assert "rlx transcribe" in capsys.readouterr().err
+    for command in ("bench", "profile"):
+        assert main([command, model[1]]) == 5
+        assert "found:    a speech model" in capsys.readouterr().err
 
 
 TEXT = """It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness,

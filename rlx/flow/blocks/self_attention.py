@@ -78,7 +78,8 @@ class SelfAttentionStage:
         width = spec.num_heads * spec.head_dim
         gate = None
         if self.gate_key is not None:
-            gate = self._project(ctx, input, ctx.load_param(self.gate_key, transpose=True, shape=(width, input.width)))
+            gate_weight = ctx.load_param(self.gate_key, transpose=True, shape=(width, input.width))
+            gate = _project(ctx, input, gate_weight, self.qkv_bias)
         q, k, v = self._own(ctx, input, pair) if self.reuses is None else self._reusing(ctx, input, pair, self.reuses)
         if self.query_scale is not None:
             q = ctx.op("mul", q, named_value(ctx, self.query_scale))
@@ -94,8 +95,9 @@ class SelfAttentionStage:
         """q, k and v of this layer."""
         spec, norm = self.spec, self.head_norm
         weights = load_qkv(ctx, spec, x.width)
-        q, k = self._project(ctx, x, weights.q), self._project(ctx, x, weights.k, self.k_bias)
-        v = k if weights.v is None else self._project(ctx, x, weights.v)
+        q = _project(ctx, x, weights.q, self.qkv_bias)
+        k = _project(ctx, x, weights.k, self.qkv_bias and self.k_bias)
+        v = k if weights.v is None else _project(ctx, x, weights.v, self.qkv_bias)
         if norm is not None:
             q = _normalise(ctx, q, norm.q_key, spec.num_heads, norm)
             k = _normalise(ctx, k, norm.k_key, spec.num_kv_heads, norm)
@@ -115,15 +117,15 @@ class SelfAttentionStage:
         """q of this layer, k and v of an earlier one."""
         spec, norm = self.spec, self.head_norm
         weight = ctx.load_param(spec.q_key, transpose=True, shape=(spec.num_heads * spec.head_dim, x.width))
-        q = self._project(ctx, x, weight)
+        q = _project(ctx, x, weight, self.qkv_bias)
         if norm is not None:
             q = _normalise(ctx, q, norm.q_key, spec.num_heads, norm)
         q = rotate(ctx, q, spec.num_heads, pair, spec.rope_style)
         return q, ctx.stream(f"{kept}.k"), ctx.stream(f"{kept}.v")
 
-    def _project(self, ctx: FlowCtx, x: FlowValue, weight: Operand, may_have_bias: bool = True) -> FlowValue:
-        has_bias = self.qkv_bias and may_have_bias
-        return ctx.matmul(x, weight, load_bias(ctx, bias_key(weight.key), weight.shape[1]) if has_bias else None)
+
+def _project(ctx: FlowCtx, x: FlowValue, weight: Operand, bias: bool) -> FlowValue:
+    return ctx.matmul(x, weight, load_bias(ctx, bias_key(weight.key), weight.shape[1]) if bias else None)
 
 
 def _normalise(ctx: FlowCtx, x: FlowValue, key: str, num_heads: int, norm: HeadNorm) -> FlowValue:
