@@ -132,13 +132,12 @@ def _follow(output: IO[str] | None, said: deque[str], label: str, wheel_size: in
 def _downloaded_bytes(started: float) -> int:
     """Size of the largest file that a pip older than 24.1 is writing now."""
     largest = 0
-    for path in Path(tempfile.gettempdir()).glob("pip-unpack-*/*"):
-        try:
-            status = path.stat()
-        except OSError:  # pip moved it meanwhile
-            continue
-        if status.st_mtime >= started:
-            largest = max(largest, status.st_size)
+    with suppress(OSError):  # pip moves files and removes folders meanwhile, while one is searched as well
+        for path in Path(tempfile.gettempdir()).glob("pip-unpack-*/*"):
+            with suppress(OSError):
+                status = path.stat()
+                if status.st_mtime >= started:
+                    largest = max(largest, status.st_size)
     return largest
 
 
